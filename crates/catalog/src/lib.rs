@@ -1,0 +1,1 @@
+//! Catalog: VM management table, jobs and their journal, snapshots.

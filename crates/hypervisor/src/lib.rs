@@ -1,0 +1,1 @@
+//! A running guest by QMP: inspect, pause guard, capture, undo, launch.

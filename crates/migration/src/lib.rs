@@ -1,0 +1,1 @@
+//! QEMU migration stream: parse, index RAM pages, rebuild a stream.

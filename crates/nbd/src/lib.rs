@@ -1,0 +1,1 @@
+//! NBD client with structured replies and block status, many requests in flight.

@@ -1,0 +1,1 @@
+//! Repository in restic format version 2: ingest, random read, locks.

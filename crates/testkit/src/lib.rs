@@ -1,0 +1,1 @@
+//! Tiny guests, faulty stores and other tools for tests.

@@ -1,0 +1,2 @@
+//! The vmtwin binary.
+fn main() {}
