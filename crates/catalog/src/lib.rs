@@ -1,1 +1,47 @@
-//! Catalog: VM management table, jobs and their journal, snapshots.
+//! Catalog: the VM management table, jobs and their journals, snapshots and settings, in SQLite.
+//!
+//! It knows nothing of hypervisors or repositories: what they report comes and goes as JSON.
+//!
+//! | table | file | holds |
+//! |---|---|---|
+//! | `vm`, `disk` | `vm.rs`, `disk.rs` | guests and twins, their disks, who must be resumed |
+//! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
+//! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
+//! | `setting` | `setting.rs` | texts by key |
+//!
+//! Invariants:
+//! - What a call wrote is on disk when the call returns, all of it or nothing.
+//! - The undo of a step is on disk before the step is done.
+//! - At most one live job holds a guest.
+//! - A job ends only when none of its undos is open; one whose process died stays `running` and
+//!   is found by [`Catalog::dead_jobs`].
+//! - A value that no version of the program writes is an error, never a default.
+
+mod disk;
+mod error;
+mod id;
+mod job;
+mod open;
+mod pause;
+mod process;
+mod row;
+mod schema;
+mod setting;
+mod snapshot;
+mod step;
+mod text_enum;
+mod timestamp;
+pub mod transition;
+mod vm;
+
+pub use disk::{Disk, InspectedDisk};
+pub use error::{Error, Result};
+pub use id::{JobId, StepId, VmId};
+pub use job::{Job, JobKind, NewJob, Outcome};
+pub use open::Catalog;
+pub use process::{Liveness, ProcessIdentity};
+pub use schema::newest_schema;
+pub use snapshot::{Consistency, Snapshot, SnapshotState};
+pub use step::{NewStep, Step};
+pub use transition::{JobState, StepState};
+pub use vm::{Connection, ConnectionKind, Inspection, NewVm, Vm, VmRole, VmState};

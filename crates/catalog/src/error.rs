@@ -1,0 +1,223 @@
+//! What can go wrong, and what to do next. `Display` leaves the source out: the chain is printed
+//! once, at the edge.
+
+use std::path::PathBuf;
+
+use time::OffsetDateTime;
+
+use crate::id::{JobId, StepId};
+
+/// An error of the catalog.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name or the id of a new VM is taken.
+    #[error(
+        "a VM named {name:?} (or with the same id) is in the catalog already; choose another name"
+    )]
+    Exists {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No VM of this name or id.
+    #[error("the catalog holds no VM {name:?}; `vmtwin vm list` shows those it holds")]
+    NoVm {
+        /// The name or the id that was asked for.
+        name: String,
+    },
+    /// No disk of this id in the VM's row.
+    #[error("the catalog knows no disk {disk:?} of this VM; inspect the VM first")]
+    NoDisk {
+        /// The disk id that was asked for.
+        disk: String,
+    },
+    /// No job of this id.
+    #[error("the catalog holds no job {job}")]
+    NoJob {
+        /// The id that was asked for.
+        job: JobId,
+    },
+    /// No step of this id.
+    #[error("the journal holds no step {step}")]
+    NoStep {
+        /// The id that was asked for.
+        step: StepId,
+    },
+    /// No snapshot of this id in this repository.
+    #[error("the catalog holds no snapshot {id:?}; `vmtwin snapshot list` shows those it holds")]
+    NoSnapshot {
+        /// The id that was asked for.
+        id: String,
+    },
+    /// Another live job works on the VM.
+    #[error(
+        "job {job} of process {pid} on {host} has been working on this VM since {since}; \
+         wait for it, or end that process"
+    )]
+    Busy {
+        /// The job that holds the VM.
+        job: JobId,
+        /// The process that runs it.
+        pid: u32,
+        /// The host of that process.
+        host: String,
+        /// When the job began.
+        since: OffsetDateTime,
+    },
+    /// A job whose process died left undos that have not been executed.
+    #[error(
+        "job {job} was cut off and what it began is not undone yet; run `vmtwin recover` first"
+    )]
+    NotRecovered {
+        /// The job that was cut off.
+        job: JobId,
+    },
+    /// A job cannot end while its journal holds open undos.
+    #[error("job {job} cannot end: {open} of its steps are neither undone nor released")]
+    OpenSteps {
+        /// The job.
+        job: JobId,
+        /// How many of its steps are open.
+        open: u64,
+    },
+    /// A change of state that the life of a job or a step does not have.
+    #[error("a {what} cannot go from {from} to {to}")]
+    Transition {
+        /// `job` or `step`.
+        what: &'static str,
+        /// The state it is in.
+        from: &'static str,
+        /// The state that was asked for.
+        to: &'static str,
+    },
+    /// A step was registered for a job that has ended.
+    #[error("job {job} has ended; nothing can be added to its journal")]
+    Ended {
+        /// The job.
+        job: JobId,
+    },
+    /// A value that the catalog cannot take.
+    #[error("{what} is not acceptable: {why}")]
+    Invalid {
+        /// What the value is.
+        what: &'static str,
+        /// Why it is refused.
+        why: String,
+    },
+    /// The file was written by a later version of the program.
+    #[error(
+        "{path}: the catalog has schema {found}, this program knows schemas up to {known}; \
+         use the version of vmtwin that wrote it, or a later one"
+    )]
+    NewerSchema {
+        /// The catalog file.
+        path: PathBuf,
+        /// The schema of the file.
+        found: i64,
+        /// The newest schema this program knows.
+        known: i64,
+    },
+    /// The schema is not one that any version of the program made.
+    #[error(
+        "{path}: the catalog's schema {version} was altered by something else; restore the file"
+    )]
+    AlteredSchema {
+        /// The catalog file.
+        path: PathBuf,
+        /// The migration that does not match.
+        version: i64,
+    },
+    /// The file is a database of another program.
+    #[error("{path} is a database of another program, not a catalog; choose another path")]
+    NotACatalog {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not a database, or a damaged one.
+    #[error(
+        "{path} is damaged or no catalog at all; move it away (with its -wal and -shm files) and \
+         rebuild the catalog from the repository"
+    )]
+    Corrupt {
+        /// The catalog file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: Option<sqlx::Error>,
+    },
+    /// The catalog's file or folder cannot be made or written.
+    #[error("{path} cannot be written; check its owner, its mode and the free space")]
+    NotWritable {
+        /// The file or the folder.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another process kept the catalog locked for too long.
+    #[error("the catalog stayed locked by another process for {waited_s} seconds; try again")]
+    Locked {
+        /// How long we waited.
+        waited_s: u64,
+    },
+    /// A row holds a value that no version of the program writes.
+    #[error(
+        "the catalog is damaged: column {column} of table {table} holds {value:?}; rebuild the \
+         catalog from the repository"
+    )]
+    Damaged {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// What was found, or why it cannot be read.
+        value: String,
+    },
+    /// The identity of a process could not be read.
+    #[error("{path} cannot be read; is /proc mounted?")]
+    Process {
+        /// The file below /proc.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system gave no random numbers.
+    #[error("the system gave no random numbers for an id: {0}")]
+    Random(getrandom::Error),
+    /// Anything else the database says.
+    #[error("the catalog failed to {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What the database says.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Turns an error of the database into ours; `doing` completes "failed to …".
+pub(crate) fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> Error {
+    move |source| match sqlite_code(&source) {
+        Some(SQLITE_BUSY | SQLITE_LOCKED) => Error::Locked {
+            waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
+        },
+        _ => Error::Database { doing, source },
+    }
+}
+
+pub(crate) const SQLITE_BUSY: u32 = 5;
+pub(crate) const SQLITE_LOCKED: u32 = 6;
+pub(crate) const SQLITE_READONLY: u32 = 8;
+pub(crate) const SQLITE_CORRUPT: u32 = 11;
+pub(crate) const SQLITE_CANTOPEN: u32 = 14;
+pub(crate) const SQLITE_NOTADB: u32 = 26;
+
+/// The primary result code of SQLite, without the extended bits.
+pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
+    let code: u32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}

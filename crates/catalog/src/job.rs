@@ -1,0 +1,353 @@
+//! Jobs: every piece of long work, the process that owns it, and how it ended. The rule that two
+//! live jobs never hold the same guest is kept here, in the transaction that starts a job.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction};
+use time::OffsetDateTime;
+
+use crate::error::{Error, Result, database};
+use crate::id::{JobId, VmId};
+use crate::open::{Catalog, commit};
+use crate::process::ProcessIdentity;
+use crate::row::{Fields, stored_count};
+use crate::step;
+use crate::text_enum::text_enum;
+use crate::timestamp;
+use crate::transition::{Change, JobState, check};
+use crate::vm;
+
+text_enum!(
+    /// What a job does.
+    JobKind {
+        /// Backs up a guest.
+        Backup = "backup",
+        /// Restores a snapshot.
+        Restore = "restore",
+        /// Turns a stored state into an application-consistent disk.
+        Settle = "settle",
+        /// Starts a twin of a guest, or ends one.
+        Twin = "twin",
+        /// Proves that a snapshot is whole, or boots.
+        Verify = "verify",
+        /// Serves the disks of a snapshot.
+        Export = "export",
+        /// Removes snapshots or what only they held.
+        Prune = "prune",
+        /// Undoes what a job that was cut off had begun.
+        Recover = "recover",
+        /// Backs up the configuration of a cluster.
+        ClusterBackup = "cluster-backup",
+        /// Restores the configuration of a cluster.
+        ClusterRestore = "cluster-restore",
+    }
+);
+
+impl JobKind {
+    /// True if the job pauses the guest or changes its block graph, so that no other such job may
+    /// run on the same guest.
+    pub fn holds_guest(self) -> bool {
+        matches!(self, Self::Backup | Self::Twin)
+    }
+}
+
+/// A job of the catalog.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// What it does.
+    pub kind: JobKind,
+    /// The VM it works on, as long as the catalog holds it.
+    pub vm_id: Option<VmId>,
+    /// The name that VM had when the job started.
+    pub vm_name: Option<String>,
+    /// Where it stands.
+    pub state: JobState,
+    /// The process that runs it, or ran it.
+    pub owner: ProcessIdentity,
+    /// When it started.
+    pub started_at: OffsetDateTime,
+    /// When it ended.
+    pub ended_at: Option<OffsetDateTime>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What it reported at its end.
+    pub report: Option<Value>,
+}
+
+/// A job to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewJob {
+    /// What it does.
+    pub kind: JobKind,
+    /// The VM it works on, if it works on one.
+    pub vm_id: Option<VmId>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Well.
+    Done,
+    /// It failed, and what it began was undone.
+    Failed {
+        /// Why, with the whole chain of causes.
+        error: String,
+    },
+    /// It was cut off, and what it had begun was undone later.
+    Undone,
+}
+
+impl Outcome {
+    fn state(&self) -> JobState {
+        match self {
+            Self::Done => JobState::Done,
+            Self::Failed { .. } => JobState::Failed,
+            Self::Undone => JobState::Undone,
+        }
+    }
+}
+
+impl Catalog {
+    /// Starts a job of this process. One that holds its guest is refused with [`Error::Busy`]
+    /// while another such job of a live process (or of a host we cannot see) does, and with
+    /// [`Error::NotRecovered`] while a dead one has open undos.
+    pub async fn start_job(&self, new: NewJob) -> Result<JobId> {
+        self.start_job_as(new, &ProcessIdentity::of_self()?).await
+    }
+
+    /// Starts a job that another process runs.
+    pub async fn start_job_as(&self, new: NewJob, owner: &ProcessIdentity) -> Result<JobId> {
+        let id = JobId::random()?;
+        let mut write = self.write().await?;
+        if let Some(vm_id) = &new.vm_id {
+            vm::lock(&mut write, vm_id).await?;
+            if new.kind.holds_guest() {
+                refuse_if_held(&mut write, vm_id, JobKind::holds_guest).await?;
+            }
+        }
+        insert(&mut write, &id, &new, owner).await?;
+        commit(write).await?;
+        Ok(id)
+    }
+
+    /// Ends a job. Every step of its journal must be undone or released before, whatever the
+    /// outcome ([`Error::OpenSteps`]): a job that cannot undo a step stays open for recovery.
+    pub async fn finish_job(
+        &self,
+        id: &JobId,
+        outcome: Outcome,
+        report: Option<&Value>,
+    ) -> Result<()> {
+        let mut write = self.write().await?;
+        let job = find(&mut write, id).await?;
+        check(Change::Job(job.state, outcome.state()))?;
+        let open = step::count_open(&mut write, id).await?;
+        if open > 0 {
+            return Err(Error::OpenSteps {
+                job: id.clone(),
+                open,
+            });
+        }
+        let state = outcome.state();
+        let error = match outcome {
+            Outcome::Failed { error } => Some(error),
+            Outcome::Done => None,
+            Outcome::Undone => job.error,
+        };
+        sqlx::query(
+            "UPDATE job SET state = $2, ended_at = $3, error = $4, report = $5 WHERE id = $1",
+        )
+        .bind(id.as_str())
+        .bind(state.as_str())
+        .bind(timestamp::to_text(timestamp::now()))
+        .bind(error)
+        .bind(report.map(Value::to_string))
+        .execute(&mut *write)
+        .await
+        .map_err(database("end a job"))?;
+        commit(write).await
+    }
+
+    /// Notes why a job that cannot end yet is in trouble.
+    pub async fn note_error(&self, id: &JobId, error: &str) -> Result<()> {
+        let mut write = self.write().await?;
+        sqlx::query("UPDATE job SET error = $2 WHERE id = $1 AND state = $3")
+            .bind(id.as_str())
+            .bind(error)
+            .bind(JobState::Running.as_str())
+            .execute(&mut *write)
+            .await
+            .map_err(database("note an error"))?;
+        commit(write).await
+    }
+
+    /// The jobs that were cut off: running by their row, but their process, of this host, is gone.
+    /// The latest first, so that what was done last is undone first.
+    pub async fn dead_jobs(&self) -> Result<Vec<Job>> {
+        let mut read = self.read().await?;
+        let rows =
+            sqlx::query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
+                .bind(JobState::Running.as_str())
+                .fetch_all(&mut *read)
+                .await
+                .map_err(database("list jobs that were cut off"))?;
+        let mut jobs = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
+        jobs.retain(|job| job.owner.is_dead());
+        Ok(jobs)
+    }
+
+    /// Makes this process the owner of a job that was cut off, to recover it. If two processes
+    /// try, one gets it and the other [`Error::Busy`].
+    pub async fn adopt_job(&self, id: &JobId) -> Result<Job> {
+        let owner = ProcessIdentity::of_self()?;
+        let mut write = self.write().await?;
+        let job = find(&mut write, id).await?;
+        if job.state != JobState::Running {
+            return Err(Error::Ended { job: id.clone() });
+        }
+        if !job.owner.is_dead() {
+            return Err(busy(job));
+        }
+        sqlx::query(
+            "UPDATE job SET owner_pid = $2, owner_start = $3, owner_boot = $4, host = $5 \
+             WHERE id = $1",
+        )
+        .bind(id.as_str())
+        .bind(i64::from(owner.pid))
+        .bind(stored_count("a start time", owner.start_ticks)?)
+        .bind(&owner.boot_id)
+        .bind(&owner.host)
+        .execute(&mut *write)
+        .await
+        .map_err(database("adopt a job"))?;
+        commit(write).await?;
+        Ok(Job { owner, ..job })
+    }
+
+    /// The latest jobs, the last one first.
+    pub async fn jobs(&self, limit: u32) -> Result<Vec<Job>> {
+        let mut read = self.read().await?;
+        let rows = sqlx::query("SELECT * FROM job ORDER BY started_at DESC, id DESC LIMIT $1")
+            .bind(i64::from(limit))
+            .fetch_all(&mut *read)
+            .await
+            .map_err(database("list jobs"))?;
+        rows.iter().map(from_row).collect()
+    }
+
+    /// One job.
+    pub async fn job(&self, id: &JobId) -> Result<Job> {
+        find(&mut self.read().await?, id).await
+    }
+}
+
+/// Refuses if a job of one of these kinds holds the VM, or was cut off on it.
+pub(crate) async fn refuse_if_held(
+    write: &mut Transaction<'static, Sqlite>,
+    vm_id: &VmId,
+    matters: impl Fn(JobKind) -> bool,
+) -> Result<()> {
+    let rows = sqlx::query("SELECT * FROM job WHERE vm_id = $1 AND state = $2 ORDER BY started_at")
+        .bind(vm_id.as_str())
+        .bind(JobState::Running.as_str())
+        .fetch_all(&mut **write)
+        .await
+        .map_err(database("look for jobs of a VM"))?;
+    for row in &rows {
+        let job = from_row(row)?;
+        if !matters(job.kind) {
+            continue;
+        }
+        if !job.owner.is_dead() {
+            return Err(busy(job));
+        }
+        if step::count_open(write, &job.id).await? > 0 {
+            return Err(Error::NotRecovered { job: job.id });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses if the job has ended: its journal is closed.
+pub(crate) async fn refuse_if_ended(
+    write: &mut Transaction<'static, Sqlite>,
+    id: &JobId,
+) -> Result<()> {
+    match find(write, id).await?.state {
+        JobState::Running => Ok(()),
+        _ => Err(Error::Ended { job: id.clone() }),
+    }
+}
+
+fn busy(job: Job) -> Error {
+    Error::Busy {
+        job: job.id,
+        pid: job.owner.pid,
+        host: job.owner.host,
+        since: job.started_at,
+    }
+}
+
+async fn find(transaction: &mut Transaction<'static, Sqlite>, id: &JobId) -> Result<Job> {
+    let row = sqlx::query("SELECT * FROM job WHERE id = $1")
+        .bind(id.as_str())
+        .fetch_optional(&mut **transaction)
+        .await
+        .map_err(database("find a job"))?;
+    from_row(&row.ok_or_else(|| Error::NoJob { job: id.clone() })?)
+}
+
+async fn insert(
+    write: &mut Transaction<'static, Sqlite>,
+    id: &JobId,
+    new: &NewJob,
+    owner: &ProcessIdentity,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO job (id, kind, vm_id, vm_name, state, owner_pid, owner_start, owner_boot, \
+         host, started_at) \
+         VALUES ($1, $2, $3, (SELECT name FROM vm WHERE id = $3), $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(id.as_str())
+    .bind(new.kind.as_str())
+    .bind(new.vm_id.as_ref().map(VmId::as_str))
+    .bind(JobState::Running.as_str())
+    .bind(i64::from(owner.pid))
+    .bind(stored_count("a start time", owner.start_ticks)?)
+    .bind(&owner.boot_id)
+    .bind(&owner.host)
+    .bind(timestamp::to_text(timestamp::now()))
+    .execute(&mut **write)
+    .await
+    .map_err(database("start a job"))?;
+    Ok(())
+}
+
+fn from_row(row: &SqliteRow) -> Result<Job> {
+    let fields = Fields::new("job", row);
+    let pid = fields.signed("owner_pid")?;
+    Ok(Job {
+        id: fields.parse("id")?,
+        kind: fields.parse("kind")?,
+        vm_id: fields.optional_parse("vm_id")?,
+        vm_name: fields.optional_text("vm_name")?,
+        state: fields.parse("state")?,
+        owner: ProcessIdentity {
+            pid: pid.try_into().map_err(|_| Error::Damaged {
+                table: "job",
+                column: "owner_pid",
+                value: pid.to_string(),
+            })?,
+            start_ticks: fields.count("owner_start")?,
+            boot_id: fields.text("owner_boot")?,
+            host: fields.text("host")?,
+        },
+        started_at: fields.time("started_at")?,
+        ended_at: fields.optional_time("ended_at")?,
+        error: fields.optional_text("error")?,
+        report: fields.optional_json("report")?,
+    })
+}

@@ -1,0 +1,181 @@
+//! Opening the catalog's file, and the transactions that everything else uses.
+//!
+//! Durability: write-ahead log with `synchronous=FULL`, so a commit that returned is on disk; the
+//! resume flag of a guest is committed before the guest is paused. Write transactions take the
+//! write lock at their start (`BEGIN IMMEDIATE`), so what they read first is still true when they
+//! write, whichever process or task comes along.
+//!
+//! Two processes that meet an empty file must not both set it up: while a catalog is opened, its
+//! folder is locked (`flock`). The file itself is never opened here by other means than SQLite
+//! once it exists, since closing any descriptor of it would drop SQLite's locks.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+use crate::error::{
+    Error, Result, SQLITE_CANTOPEN, SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_READONLY, database,
+    sqlite_code,
+};
+use crate::schema;
+
+/// How long a transaction waits for those of other processes. All of ours are short.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Readers beside the one writer that SQLite allows.
+const MAX_CONNECTIONS: u32 = 4;
+/// How often the lock of the folder is tried.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Guests and their disks, jobs and their journals, snapshots, settings.
+///
+/// Clones share their connections. Any number of processes may have the same catalog open.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    pool: SqlitePool,
+}
+
+impl Catalog {
+    /// Opens the catalog in this file; makes the file (mode 0600) and its folder (mode 0700) if
+    /// they are missing, and brings an older schema up to date.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let owned = path.to_owned();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&owned)).await;
+        let lock = prepared.map_err(|join| not_writable(path, io::Error::other(join)))??;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(MAX_CONNECTIONS)
+            .acquire_timeout(BUSY_TIMEOUT)
+            .connect_with(options)
+            .await
+            .map_err(|error| opening(path, error))?;
+        let migrated = schema::bring_up_to_date(&pool, path).await;
+        drop(lock);
+        match migrated {
+            Ok(()) => Ok(Self { pool }),
+            Err(error) => {
+                pool.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes every connection. Dropping the catalog is safe as well: what was committed stays.
+    pub async fn close(self) {
+        self.pool.close().await;
+    }
+
+    /// A transaction that sees one state of the catalog and changes nothing.
+    pub(crate) async fn read(&self) -> Result<Transaction<'static, Sqlite>> {
+        self.pool.begin().await.map_err(database("begin to read"))
+    }
+
+    /// A transaction that no other writer runs beside.
+    pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>> {
+        self.pool
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(database("begin to write"))
+    }
+}
+
+/// Commits; after this returned, the change is on disk.
+pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<()> {
+    transaction.commit().await.map_err(database("commit"))
+}
+
+/// What an error means while the file is opened.
+pub(crate) fn opening(path: &Path, error: sqlx::Error) -> Error {
+    match sqlite_code(&error) {
+        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Error::Corrupt {
+            path: path.to_owned(),
+            source: Some(error),
+        },
+        Some(SQLITE_READONLY | SQLITE_CANTOPEN) => not_writable(path, error),
+        _ => database("open its file")(error),
+    }
+}
+
+fn not_writable(path: &Path, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::NotWritable {
+        path: path.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// Makes folder and file, and returns the lock that keeps other openers out.
+fn prepare(path: &Path) -> Result<File> {
+    let folder = folder_of(path);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(|source| not_writable(&folder, source))?;
+    let lock = lock_folder(&folder)?;
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => keep_private(path)?,
+        Err(error) => return Err(not_writable(path, error)),
+    }
+    Ok(lock)
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn lock_folder(folder: &Path) -> Result<File> {
+    let file = File::open(folder).map_err(|source| not_writable(folder, source))?;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Locked {
+                    waited_s: BUSY_TIMEOUT.as_secs(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(not_writable(folder, source)),
+        }
+    }
+}
+
+/// A file that was there before: writable by us, and by nobody else even readable.
+fn keep_private(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|source| not_writable(path, source))?;
+    if !metadata.is_file() {
+        return Err(not_writable(path, io::Error::other("not a regular file")));
+    }
+    rustix::fs::access(
+        path,
+        rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+    )
+    .map_err(|source| not_writable(path, source))?;
+    let mut permissions = metadata.permissions();
+    if permissions.mode() & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), "others could read the catalog; closing it to them");
+        permissions.set_mode(0o600);
+        std::fs::set_permissions(path, permissions).map_err(|source| not_writable(path, source))?;
+    }
+    Ok(())
+}

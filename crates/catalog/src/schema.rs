@@ -1,0 +1,118 @@
+//! The schema: which migrations a file has, and which this program knows.
+
+use std::path::Path;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Row, SqlitePool};
+
+use crate::error::{Error, Result, database};
+use crate::open::{Catalog, opening};
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// The newest schema that this program knows.
+pub fn newest_schema() -> i64 {
+    MIGRATOR
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0)
+}
+
+/// Applies what is missing. Refuses a file of a newer program, or of another one, untouched.
+pub(crate) async fn bring_up_to_date(pool: &SqlitePool, path: &Path) -> Result<()> {
+    if let Some(found) = schema_of(pool, path).await? {
+        let known = newest_schema();
+        if found > known {
+            return Err(Error::NewerSchema {
+                path: path.to_owned(),
+                found,
+                known,
+            });
+        }
+    }
+    MIGRATOR
+        .run(pool)
+        .await
+        .map_err(|error| migrating(path, error))
+}
+
+/// The newest migration the file has; nothing if the file is empty.
+async fn schema_of(pool: &SqlitePool, path: &Path) -> Result<Option<i64>> {
+    let tables = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table'")
+        .fetch_all(pool)
+        .await
+        .map_err(|error| opening(path, error))?;
+    let ours = tables
+        .iter()
+        .any(|row| row.try_get("name").is_ok_and(is_journal_of_migrations));
+    match (ours, tables.is_empty()) {
+        (false, true) => Ok(None),
+        (false, false) => Err(Error::NotACatalog {
+            path: path.to_owned(),
+        }),
+        (true, _) => sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+            .fetch_one(pool)
+            .await
+            .map_err(|error| opening(path, error)),
+    }
+}
+
+fn is_journal_of_migrations(table: &str) -> bool {
+    table == "_sqlx_migrations"
+}
+
+fn migrating(path: &Path, error: MigrateError) -> Error {
+    match error {
+        MigrateError::VersionMissing(version)
+        | MigrateError::VersionMismatch(version)
+        | MigrateError::Dirty(version) => Error::AlteredSchema {
+            path: path.to_owned(),
+            version,
+        },
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            opening(path, source)
+        }
+        other => database("bring its schema up to date")(sqlx::Error::Migrate(Box::new(other))),
+    }
+}
+
+impl Catalog {
+    /// Reads the whole catalog: the database's own check, references, and every row. The first
+    /// thing that is wrong is the error.
+    pub async fn check(&self) -> Result<()> {
+        self.check_pages().await?;
+        self.vms().await?;
+        self.snapshots(None).await?;
+        self.settings().await?;
+        for job in self.jobs(u32::MAX).await? {
+            self.steps(&job.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn check_pages(&self) -> Result<()> {
+        let mut read = self.read().await?;
+        let verdict: String = sqlx::query_scalar("PRAGMA integrity_check(1)")
+            .fetch_one(&mut *read)
+            .await
+            .map_err(database("check its pages"))?;
+        let dangling = sqlx::query("PRAGMA foreign_key_check")
+            .fetch_optional(&mut *read)
+            .await
+            .map_err(database("check its references"))?;
+        match (verdict.as_str(), dangling) {
+            ("ok", None) => Ok(()),
+            ("ok", Some(_)) => Err(Error::Damaged {
+                table: "(any)",
+                column: "(reference)",
+                value: "a row that refers to nothing".to_owned(),
+            }),
+            _ => Err(Error::Damaged {
+                table: "(any)",
+                column: "(page)",
+                value: verdict,
+            }),
+        }
+    }
+}
