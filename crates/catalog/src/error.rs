@@ -202,6 +202,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Turns an error of the database into ours; `doing` completes "failed to …".
 pub(crate) fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> Error {
     move |source| match sqlite_code(&source) {
+        None if matches!(source, sqlx::Error::PoolTimedOut) => Error::Locked {
+            waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
+        },
         Some(SQLITE_BUSY | SQLITE_LOCKED) => Error::Locked {
             waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
         },

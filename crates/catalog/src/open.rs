@@ -5,9 +5,10 @@
 //! write lock at their start (`BEGIN IMMEDIATE`), so what they read first is still true when they
 //! write, whichever process or task comes along.
 //!
-//! Two processes that meet an empty file must not both set it up: while a catalog is opened, its
-//! folder is locked (`flock`). The file itself is never opened here by other means than SQLite
-//! once it exists, since closing any descriptor of it would drop SQLite's locks.
+//! Two processes that meet an empty file must not both set it up: while a catalog is opened, the
+//! file with `-lock` after its name is locked (`flock`). The catalog's file itself is never opened
+//! by other means than SQLite once it exists, since closing any descriptor of it would drop
+//! SQLite's locks.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
 
 use crate::error::{
     Error, Result, SQLITE_CANTOPEN, SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_READONLY, database,
@@ -28,7 +29,7 @@ use crate::schema;
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Readers beside the one writer that SQLite allows.
 const MAX_CONNECTIONS: u32 = 4;
-/// How often the lock of the folder is tried.
+/// How often the lock is tried.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Guests and their disks, jobs and their journals, snapshots, settings.
@@ -46,27 +47,9 @@ impl Catalog {
         let owned = path.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&owned)).await;
         let lock = prepared.map_err(|join| not_writable(path, io::Error::other(join)))??;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(BUSY_TIMEOUT)
-            .connect_with(options)
-            .await
-            .map_err(|error| opening(path, error))?;
-        let migrated = schema::bring_up_to_date(&pool, path).await;
+        let pool = connect(path).await?;
         drop(lock);
-        match migrated {
-            Ok(()) => Ok(Self { pool }),
-            Err(error) => {
-                pool.close().await;
-                Err(error)
-            }
-        }
+        Ok(Self { pool })
     }
 
     /// Closes every connection. Dropping the catalog is safe as well: what was committed stays.
@@ -85,6 +68,36 @@ impl Catalog {
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(database("begin to write"))
+    }
+}
+
+/// Opens the file, which may belong to another program or to a later version of this one: nothing
+/// in it is changed, not even its journal mode, before that is known.
+async fn connect(path: &Path) -> Result<SqlitePool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true);
+    let mut probe = options
+        .connect()
+        .await
+        .map_err(|error| opening(path, error))?;
+    let ours = schema::refuse_others(&mut probe, path).await;
+    probe.close().await.map_err(|error| opening(path, error))?;
+    ours?;
+    let pool = SqlitePoolOptions::new()
+        .max_connections(MAX_CONNECTIONS)
+        .acquire_timeout(BUSY_TIMEOUT)
+        .connect_with(options.journal_mode(SqliteJournalMode::Wal))
+        .await
+        .map_err(|error| opening(path, error))?;
+    match schema::bring_up_to_date(&pool, path).await {
+        Ok(()) => Ok(pool),
+        Err(error) => {
+            pool.close().await;
+            Err(error)
+        }
     }
 }
 
@@ -120,14 +133,17 @@ fn prepare(path: &Path) -> Result<File> {
         .mode(0o700)
         .create(&folder)
         .map_err(|source| not_writable(&folder, source))?;
-    let lock = lock_folder(&folder)?;
+    let lock = lock_beside(path)?;
     match OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)
     {
-        Ok(_) => {}
+        // The name must be on disk before anything relies on what the file holds.
+        Ok(_) => File::open(&folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| not_writable(&folder, source))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => keep_private(path)?,
         Err(error) => return Err(not_writable(path, error)),
     }
@@ -141,8 +157,17 @@ fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
-fn lock_folder(folder: &Path) -> Result<File> {
-    let file = File::open(folder).map_err(|source| not_writable(folder, source))?;
+/// Waits for the lock that keeps other openers of this catalog out.
+fn lock_beside(path: &Path) -> Result<File> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push("-lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(|source| not_writable(Path::new(&beside), source))?;
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match file.try_lock() {
@@ -155,7 +180,9 @@ fn lock_folder(folder: &Path) -> Result<File> {
                     waited_s: BUSY_TIMEOUT.as_secs(),
                 });
             }
-            Err(TryLockError::Error(source)) => return Err(not_writable(folder, source)),
+            Err(TryLockError::Error(source)) => {
+                return Err(not_writable(Path::new(&beside), source));
+            }
         }
     }
 }
@@ -178,4 +205,25 @@ fn keep_private(path: &Path) -> Result<()> {
         std::fs::set_permissions(path, permissions).map_err(|source| not_writable(path, source))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn commits_are_durable_and_references_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&folder.path().join("catalog.db"))
+            .await
+            .unwrap();
+        let ask = async |pragma| -> String {
+            let mut read = catalog.read().await.unwrap();
+            let row = sqlx::query(pragma).fetch_one(&mut *read).await.unwrap();
+            sqlx::Row::try_get_unchecked(&row, 0).unwrap()
+        };
+        assert_eq!(ask("PRAGMA journal_mode").await, "wal");
+        assert_eq!(ask("PRAGMA synchronous").await, "2"); // FULL
+        assert_eq!(ask("PRAGMA foreign_keys").await, "1");
+    }
 }

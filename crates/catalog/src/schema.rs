@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Row, SqlitePool};
+use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use crate::error::{Error, Result, database};
 use crate::open::{Catalog, opening};
@@ -19,18 +19,21 @@ pub fn newest_schema() -> i64 {
         .unwrap_or(0)
 }
 
-/// Applies what is missing. Refuses a file of a newer program, or of another one, untouched.
-pub(crate) async fn bring_up_to_date(pool: &SqlitePool, path: &Path) -> Result<()> {
-    if let Some(found) = schema_of(pool, path).await? {
-        let known = newest_schema();
-        if found > known {
-            return Err(Error::NewerSchema {
-                path: path.to_owned(),
-                found,
-                known,
-            });
-        }
+/// Refuses a file of a later version of this program, or of another one. Reads only.
+pub(crate) async fn refuse_others(probe: &mut SqliteConnection, path: &Path) -> Result<()> {
+    let known = newest_schema();
+    match schema_of(probe, path).await? {
+        Some(found) if found > known => Err(Error::NewerSchema {
+            path: path.to_owned(),
+            found,
+            known,
+        }),
+        _ => Ok(()),
     }
+}
+
+/// Applies the migrations that the file lacks.
+pub(crate) async fn bring_up_to_date(pool: &SqlitePool, path: &Path) -> Result<()> {
     MIGRATOR
         .run(pool)
         .await
@@ -38,9 +41,9 @@ pub(crate) async fn bring_up_to_date(pool: &SqlitePool, path: &Path) -> Result<(
 }
 
 /// The newest migration the file has; nothing if the file is empty.
-async fn schema_of(pool: &SqlitePool, path: &Path) -> Result<Option<i64>> {
+async fn schema_of(probe: &mut SqliteConnection, path: &Path) -> Result<Option<i64>> {
     let tables = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table'")
-        .fetch_all(pool)
+        .fetch_all(&mut *probe)
         .await
         .map_err(|error| opening(path, error))?;
     let ours = tables
@@ -52,7 +55,7 @@ async fn schema_of(pool: &SqlitePool, path: &Path) -> Result<Option<i64>> {
             path: path.to_owned(),
         }),
         (true, _) => sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
-            .fetch_one(pool)
+            .fetch_one(probe)
             .await
             .map_err(|error| opening(path, error)),
     }
