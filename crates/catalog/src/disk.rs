@@ -46,6 +46,7 @@ pub struct Disk {
     /// To which disk id a twin's disk was switched.
     pub switched_to: Option<String>,
     /// When it was switched.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub switched_at: Option<OffsetDateTime>,
 }
 

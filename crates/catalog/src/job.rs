@@ -68,8 +68,10 @@ pub struct Job {
     /// The process that runs it, or ran it.
     pub owner: ProcessIdentity,
     /// When it started.
+    #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
     /// When it ended.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
     /// Why it failed.
     pub error: Option<String>,

@@ -48,6 +48,7 @@ pub struct Snapshot {
     /// The name that VM had.
     pub vm_name: String,
     /// The instant it shows.
+    #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
     /// The promise it keeps.
     pub consistency: Consistency,

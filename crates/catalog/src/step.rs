@@ -31,6 +31,7 @@ pub struct Step {
     /// How to undo it; the shape is known to whoever registered it.
     pub undo: Value,
     /// When it came to its state.
+    #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
 }
 

@@ -83,8 +83,10 @@ pub struct Vm {
     /// Its virtual disks, as of the last inspection.
     pub disks: Vec<Disk>,
     /// When it was added.
+    #[serde(with = "time::serde::rfc3339")]
     pub added_at: OffsetDateTime,
     /// When it was inspected last.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub seen_at: Option<OffsetDateTime>,
 }
 

@@ -260,6 +260,31 @@ async fn snapshots_are_cached_corrected_and_rebuilt() {
 }
 
 #[tokio::test]
+async fn rows_are_json_that_people_can_read() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    let id = catalog.add_vm(guest("web")).await.unwrap();
+    catalog
+        .update_inspection(&id, inspection(&["disk0"]))
+        .await
+        .unwrap();
+    let vm = catalog.vm(&id).await.unwrap();
+    let json = serde_json::to_value(&vm).unwrap();
+    assert_eq!(
+        json["connection"],
+        json!({"kind": "qmp", "address": "/run/guest.qmp"})
+    );
+    assert_eq!(json["disks"][0]["disk_id"], "disk0");
+    assert_eq!(json["disks"][0]["switched_at"], json!(null));
+    assert_eq!(
+        serde_json::from_value::<vmtwin_catalog::Vm>(json).unwrap(),
+        vm
+    );
+    let json = serde_json::to_value(snapshot("aa11", "r1", "web")).unwrap();
+    assert_eq!(json["time"], "2024-05-06T07:08:09.123456Z");
+}
+
+#[tokio::test]
 async fn settings_are_set_replaced_and_removed() {
     let fresh = fresh().await;
     let catalog = &fresh.catalog;
