@@ -7,10 +7,11 @@
  * So at every instant  memory >= disk1 >= disk2 >= memory - 1.
  *
  * Block 0 of a disk is its header; n also goes to block 1 + (n-1) % SLOTS, before
- * the header. Before each write the ticker reads the header and the slot back and
- * compares them with what its memory says they hold; a difference ("skew") means
- * that memory and disks are not of one instant. crates/testkit/src/ledger.rs
- * reads the same layout on the host.
+ * the header. Memory knows what every block holds. Before each number the ticker
+ * reads back the header, the slot to be written and some slots before it (all of
+ * them for a report) and compares; a difference ("skew") means that memory and
+ * disks are not of one instant. crates/testkit/src/ledger.rs reads the same layout
+ * on the host.
  *
  * Parameters come from the kernel's command line as vmtwin.NAME=VALUE:
  *   mode        count | load | ext4 | idle
@@ -39,6 +40,9 @@
 #define BLOCK 4096u
 #define WORDS (BLOCK / 8)
 #define SLOTS 1024u
+#define LOOK_BACK 8u /* slots that are read again before each number */
+#define RUN 64u      /* blocks per read */
+#define MAX_SAID 20u /* differences that are printed, of all that are counted */
 #define MAX_DISKS 8
 #define MAGIC 0x6b7469776d763176ull /* "v1vmwitk" */
 
@@ -66,8 +70,8 @@ static uint64_t slots[MAX_DISKS];
 static int disk_count;
 
 static uint64_t memory_n;
-static uint64_t disk_n[MAX_DISKS]; /* what memory says that the header holds */
-static uint64_t whole_from;        /* slots hold every number from here on */
+/* What memory says that the header (0) and the slots (1...) hold. */
+static uint64_t holds[MAX_DISKS][1 + SLOTS];
 static uint64_t skew;
 static struct page *pages;
 static uint64_t page_count, next_page;
@@ -137,22 +141,57 @@ static void fail(const char *what, int disk) {
     _exit(4);
 }
 
-static uint64_t slot_offset(int disk, uint64_t n) {
-    return BLOCK * (1 + (n - 1) % slots[disk]);
+static uint64_t slot_of(int disk, uint64_t n) {
+    return 1 + (n - 1) % slots[disk];
 }
 
-static void write_block(int disk, uint64_t offset, const struct block *block) {
-    if (pwrite(disks[disk], block, BLOCK, offset) != BLOCK) fail("write", disk);
-}
-
-/* The number in the block at `offset`; 0 when there is none, ~0 when it is damaged. */
-static uint64_t read_number(int disk, uint64_t offset) {
+static void write_block(int disk, uint64_t index, uint64_t n, uint64_t flags) {
     static struct block block __attribute__((aligned(4096)));
-    if (pread(disks[disk], &block, BLOCK, offset) != BLOCK) fail("read", disk);
-    if (block.magic == 0 && block.sum == 0) return 0;
-    if (block.magic != MAGIC || block.disk != (uint64_t)disk + 1 || block.sum != sum_of(&block))
+    fill_block(&block, n, disk, flags);
+    if (pwrite(disks[disk], &block, BLOCK, index * BLOCK) != BLOCK) fail("write", disk);
+    holds[disk][index] = n;
+}
+
+/* The number in a block; 0 when there is none, ~0 when it is damaged. */
+static uint64_t number_in(const struct block *block, int disk) {
+    if (block->magic == 0 && block->sum == 0) return 0;
+    if (block->magic != MAGIC || block->disk != (uint64_t)disk + 1 || block->sum != sum_of(block))
         return ~0ull;
-    return block.n;
+    return block->n;
+}
+
+/* Reads up to RUN blocks; the result is good until the next call. */
+static const struct block *read_blocks(int disk, uint64_t first, uint64_t count) {
+    static struct block blocks[RUN] __attribute__((aligned(4096)));
+    ssize_t size = count * BLOCK;
+    if (pread(disks[disk], blocks, size, first * BLOCK) != size) fail("read", disk);
+    return blocks;
+}
+
+/* Compares blocks with what memory says that they hold. */
+static void check_blocks(int disk, uint64_t first, uint64_t count) {
+    const struct block *blocks = read_blocks(disk, first, count);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t found = number_in(&blocks[i], disk), expected = holds[disk][first + i];
+        if (found == expected) continue;
+        if (skew++ < MAX_SAID)
+            say("skew disk=%d block=%lu expected=%lu found=%ld", disk + 1, first + i, expected,
+                (long)found);
+        holds[disk][first + i] = found;
+    }
+}
+
+/* Calls `visit` for all blocks of a disk, a run at a time. */
+static void visit_all(int disk, void (*visit)(int, uint64_t, uint64_t)) {
+    for (uint64_t first = 0; first <= slots[disk]; first += RUN) {
+        uint64_t left = slots[disk] + 1 - first;
+        visit(disk, first, left < RUN ? left : RUN);
+    }
+}
+
+static void learn_blocks(int disk, uint64_t first, uint64_t count) {
+    const struct block *blocks = read_blocks(disk, first, count);
+    for (uint64_t i = 0; i < count; i++) holds[disk][first + i] = number_in(&blocks[i], disk);
 }
 
 static void open_disks(void) {
@@ -165,29 +204,17 @@ static void open_disks(void) {
         if (ioctl(disks[i], BLKGETSIZE64, &size_bytes) < 0) fail("size", i);
         slots[i] = size_bytes / BLOCK - 1;
         if (slots[i] > SLOTS) slots[i] = SLOTS;
-        disk_n[i] = read_number(i, 0);
+        visit_all(i, learn_blocks);
         disk_count++;
     }
 }
 
-/* A disk that is not of memory's instant holds other numbers than memory says. */
-static void check_disk(int disk, uint64_t offset, uint64_t expected) {
-    uint64_t found = read_number(disk, offset);
-    if (found == expected) return;
-    skew++;
-    say("skew disk=%d block=%lu expected=%lu found=%ld", disk + 1, offset / BLOCK, expected,
-        (long)found);
-}
-
-static void put_number(int disk, uint64_t n, uint64_t flags) {
-    static struct block block __attribute__((aligned(4096)));
-    uint64_t slot = slot_offset(disk, n);
-    check_disk(disk, 0, disk_n[disk]);
-    if (n >= whole_from + slots[disk]) check_disk(disk, slot, n - slots[disk]);
-    fill_block(&block, n, disk, flags);
-    write_block(disk, slot, &block);
-    write_block(disk, 0, &block);
-    disk_n[disk] = n;
+static void put_number(int disk, uint64_t n) {
+    uint64_t slot = slot_of(disk, n), back = slot - 1 < LOOK_BACK ? slot - 1 : LOOK_BACK;
+    check_blocks(disk, 0, 1);
+    check_blocks(disk, slot - back, back + 1);
+    write_block(disk, slot, n, 0);
+    write_block(disk, 0, n, 0);
 }
 
 /* ---- memory ---- */
@@ -250,12 +277,14 @@ static void open_console(void) {
     tcsetattr(console, TCSANOW, &settings);
 }
 
-/* Appends " disk1=.. disk2=.." as they are read back from the disks. */
+/* Appends " disk1=.. disk2=.." as read back, and checks all blocks. */
 static void list_disks(char *line, size_t size) {
     line[0] = 0;
     for (int i = 0; i < disk_count; i++) {
         size_t len = strlen(line);
-        snprintf(line + len, size - len, " disk%d=%ld", i + 1, (long)read_number(i, 0));
+        uint64_t n = number_in(read_blocks(i, 0, 1), i);
+        snprintf(line + len, size - len, " disk%d=%ld", i + 1, (long)n);
+        visit_all(i, check_blocks);
     }
 }
 
@@ -360,28 +389,24 @@ static uint64_t pages_due(void) {
 static void number_step(uint64_t n) {
     memory_n = n;
     stamp_pages(n, pages_due());
-    for (int i = 0; i < disk_count; i++) put_number(i, n, 0);
+    for (int i = 0; i < disk_count; i++) put_number(i, n);
 }
 
 static uint64_t highest_on_disks(void) {
     uint64_t highest = 0;
     for (int i = 0; i < disk_count; i++)
-        if (disk_n[i] != ~0ull && disk_n[i] > highest) highest = disk_n[i];
+        if (holds[i][0] != ~0ull && holds[i][0] > highest) highest = holds[i][0];
     return highest;
 }
 
 /* Ends in order: the same number, with the mark, on every disk. */
 static void mark_clean(uint64_t n) {
-    static struct block block __attribute__((aligned(4096)));
-    for (int i = 0; i < disk_count && n > 0; i++) {
-        fill_block(&block, n, i, 1);
-        write_block(i, 0, &block);
-    }
+    for (int i = 0; i < disk_count && n > 0; i++) write_block(i, 0, n, 1);
 }
 
 static void run_counter(void) {
     open_disks();
-    uint64_t first = whole_from = highest_on_disks() + 1;
+    uint64_t first = highest_on_disks() + 1;
     memory_n = first - 1;
     say("ready mode=%s disks=%d first=%lu", mode, disk_count, first);
     mark_clean(run_numbers(first, number_step));

@@ -78,6 +78,11 @@ impl Log {
         )
     }
 
+    /// The last lines, for a failure's text.
+    pub fn tail(&self) -> String {
+        last_lines(&self.text())
+    }
+
     /// Its length in bytes: a mark for the `_since` functions.
     pub fn mark(&self) -> usize {
         self.text().len()

@@ -49,8 +49,7 @@ impl Guest {
         let mut child = Reaped::spawn(&arguments, &places)?;
         let pid = child.child().id();
         let watcher = Watcher::start(pid, &folder)?;
-        wait_for_socket(&places, &mut child)?;
-        let qmp = Qmp::connect(&places.test_qmp())?;
+        let qmp = connect(&places, &mut child)?;
         let heartbeat = Heartbeat::listen(&places.heartbeat())?;
         let serial = console::attach(&places.serial())?;
         let log = Log::new(&places.serial_log);
@@ -166,8 +165,8 @@ impl Guest {
         while self.is_running() {
             assert!(
                 Instant::now() < end,
-                "the guest has not ended in {timeout:?}:\n{}",
-                self.log.text()
+                "the guest has not ended in {timeout:?}; the log ends with:\n{}",
+                self.log.tail()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -244,19 +243,23 @@ impl Drop for Reaped {
     }
 }
 
-fn wait_for_socket(places: &Places, child: &mut Reaped) -> Result<()> {
+/// Connects the test's QMP, or says why QEMU has ended.
+fn connect(places: &Places, child: &mut Reaped) -> Result<Qmp> {
     let end = Instant::now() + SOCKET_TIMEOUT;
-    while UnixStream::connect(places.test_qmp()).is_err() {
+    loop {
+        let failure = match Qmp::connect(&places.test_qmp()) {
+            Ok(qmp) => return Ok(qmp),
+            Err(failure) => failure,
+        };
         if let Some(status) = child.child().try_wait()? {
             let log = std::fs::read_to_string(places.folder.join("qemu.log"))?;
             bail!("QEMU ended at once ({status}): {log}");
         }
         if Instant::now() > end {
-            bail!("QEMU opened no QMP socket in {SOCKET_TIMEOUT:?}");
+            return Err(failure.context("QEMU opened no QMP socket"));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
 }
 
 /// A shell that outlives the test's process just long enough to kill the guest
