@@ -1,0 +1,380 @@
+//! One image on its way in: lanes claim runs of grains, read, test, hash and store them.
+//!
+//! Every lane does all steps for its run, so as many reads are in flight as there are lanes, and
+//! nothing queues up between steps. The caller's thread only watches for a cancel.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::blob_writer::{BlobWriter, Scratch, Stored};
+use crate::control::{Control, POLL, most_telling};
+use crate::error::{Error, Result};
+use crate::id::Id;
+use crate::image::Image;
+use crate::image_source::{ImageSource, Progress, ProgressDelta};
+use crate::layout::{FLAT_SEGMENTS, GROUP_SEGMENTS, SEGMENT_GRAINS, group_name, segment_name};
+use crate::options::ImageOptions;
+use crate::pack::BlobKind;
+use crate::plan::{Planner, Work};
+use crate::stats::ImageStats;
+use crate::tree::Node;
+use crate::tree_builder::store_tree;
+use crate::zero::is_zero;
+
+/// What an image needs of its backup.
+pub(crate) struct Context<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) writer: &'a BlobWriter,
+    pub(crate) control: &'a Control,
+    pub(crate) lanes: usize,
+    pub(crate) zstd_level: i32,
+}
+
+/// The chunks of one grain.
+#[derive(Clone, Default)]
+enum Slot {
+    #[default]
+    Zero,
+    One(Id),
+    Pieces(Box<[Id]>),
+}
+
+struct Ingest<'a> {
+    context: &'a Context<'a>,
+    source: &'a dyn ImageSource,
+    progress: &'a dyn Progress,
+    parent: Option<&'a Image>,
+    grain_bytes: usize,
+    piece_bytes: usize,
+    planner: Planner<'a>,
+    slots: Mutex<Vec<Slot>>,
+    zero_piece: OnceLock<Id>,
+}
+
+/// One thread's buffers and counts.
+struct Lane {
+    scratch: Scratch,
+    buffer: Vec<u8>,
+    stats: ImageStats,
+}
+
+/// Stores an image; gives the id of its folder's tree.
+pub(crate) fn ingest(
+    context: &Context<'_>,
+    source: &dyn ImageSource,
+    options: &ImageOptions,
+    progress: &dyn Progress,
+) -> Result<(Id, ImageStats)> {
+    let (grain_bytes, piece_bytes) = options.lengths()?;
+    let size_bytes = source.size_bytes();
+    let grains = usize::try_from(size_bytes.div_ceil(grain_bytes as u64));
+    let grains = grains.map_err(|_| Error::InvalidOption {
+        reason: "the image is too long for its grain".to_owned(),
+    })?;
+    let ingest = Ingest {
+        context,
+        source,
+        progress,
+        parent: options.parent.as_deref(),
+        grain_bytes,
+        piece_bytes,
+        planner: Planner::new(source, size_bytes, grain_bytes),
+        slots: Mutex::new(vec![Slot::Zero; grains]),
+        zero_piece: OnceLock::new(),
+    };
+    let mut stats = ingest.run_lanes()?;
+    stats.bytes_total = size_bytes;
+    let tree = ingest.store_trees(size_bytes, &mut stats)?;
+    Ok((tree, stats))
+}
+
+impl Ingest<'_> {
+    fn run_lanes(&self) -> Result<ImageStats> {
+        let control = self.context.control;
+        let results = std::thread::scope(|scope| {
+            let (done, waiting) = channel::<()>();
+            let lanes: Vec<_> = (0..self.context.lanes)
+                .map(|_| {
+                    let done = done.clone();
+                    scope.spawn(move || {
+                        let result = control.watch(self.run_lane());
+                        drop(done);
+                        result
+                    })
+                })
+                .collect();
+            drop(done);
+            // Nothing is ever sent: the channel closes when the last lane is done.
+            while waiting.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                if self.progress.cancelled() {
+                    control.cancel();
+                }
+            }
+            let panicked = |_| Err(Error::AlreadyFailed);
+            lanes
+                .into_iter()
+                .map(|lane| lane.join().unwrap_or_else(panicked))
+                .collect::<Vec<_>>()
+        });
+        let mut stats = ImageStats::default();
+        let mut errors = Vec::new();
+        for result in results {
+            match result {
+                Ok(part) => stats.add(&part),
+                Err(error) => errors.push(error),
+            }
+        }
+        match most_telling(errors.into_iter()) {
+            Some(error) => Err(error),
+            None => Ok(stats),
+        }
+    }
+
+    fn run_lane(&self) -> Result<ImageStats> {
+        let mut lane = Lane {
+            scratch: Scratch::new(self.context.zstd_level)?,
+            buffer: Vec::new(),
+            stats: ImageStats::default(),
+        };
+        while let Some(work) = self
+            .planner
+            .claim()
+            .map_err(|(at, e)| self.source_error(at, e))?
+        {
+            self.context.control.check()?;
+            match work {
+                Work::Zero { bytes } => {
+                    lane.stats.bytes_zero += bytes;
+                    self.advance(bytes, 0, 0);
+                }
+                Work::Unchanged { first, grains } => {
+                    for grain in first..first + grains {
+                        self.take_over(grain, &mut lane)?;
+                    }
+                }
+                Work::Read {
+                    first,
+                    grains,
+                    parts,
+                } => {
+                    self.read_run(first, grains, &parts, &mut lane)?;
+                }
+            }
+        }
+        Ok(lane.stats)
+    }
+
+    fn source_error(&self, offset_bytes: u64, source: std::io::Error) -> Error {
+        Error::Source {
+            path: self.context.path.to_owned(),
+            offset_bytes,
+            source,
+        }
+    }
+
+    fn advance(&self, processed: u64, read: u64, new: u64) {
+        self.progress.advance(ProgressDelta {
+            bytes_processed: processed,
+            bytes_read: read,
+            bytes_new: new,
+        });
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a grain from the parent, or reads it if the parent cannot give it.
+    fn take_over(&self, grain: usize, lane: &mut Lane) -> Result<()> {
+        let (start, length) = self.planner.range(grain);
+        let known = |id: &Id| self.context.writer.has(BlobKind::Data, id);
+        match self.parent_slot(start, length) {
+            Some(Slot::Zero) => lane.stats.bytes_zero += length,
+            Some(Slot::One(id)) if known(&id) => {
+                lane.stats.chunks += 1;
+                self.slots()[grain] = Slot::One(id);
+            }
+            Some(Slot::Pieces(ids)) if ids.iter().all(known) => {
+                lane.stats.chunks += ids.len() as u64;
+                self.slots()[grain] = Slot::Pieces(ids);
+            }
+            _ => return self.read_run(grain, 1, &[(start, length)], lane),
+        }
+        self.advance(length, 0, 0);
+        Ok(())
+    }
+
+    /// What the parent has at a grain, if its chunks are laid out as ours would be.
+    fn parent_slot(&self, start: u64, length: u64) -> Option<Slot> {
+        let chunks = self.parent?.chunks_of(start, length)?;
+        match chunks {
+            [only] if only.zero => Some(Slot::Zero),
+            [only] => Some(Slot::One(only.id)),
+            pieces => {
+                let mut at = start;
+                for piece in pieces {
+                    let expected = (self.piece_bytes as u64).min(start + length - at);
+                    if piece.end - at != expected {
+                        return None;
+                    }
+                    at = piece.end;
+                }
+                Some(Slot::Pieces(pieces.iter().map(|piece| piece.id).collect()))
+            }
+        }
+    }
+
+    fn read_run(
+        &self,
+        first: usize,
+        grains: usize,
+        parts: &[(u64, u64)],
+        lane: &mut Lane,
+    ) -> Result<()> {
+        let (start, _) = self.planner.range(first);
+        let (last, last_length) = self.planner.range(first + grains - 1);
+        let length = (last + last_length - start) as usize;
+        let mut buffer = std::mem::take(&mut lane.buffer);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let run = &mut buffer[..length];
+        let read = parts.iter().map(|(_, len)| len).sum::<u64>();
+        if read < length as u64 {
+            run.fill(0);
+        }
+        for (at, len) in parts {
+            let from = (at - start) as usize;
+            let target = &mut run[from..from + *len as usize];
+            self.source
+                .read_at(*at, target)
+                .map_err(|e| self.source_error(*at, e))?;
+        }
+        lane.stats.bytes_read += read;
+        lane.stats.bytes_zero += length as u64 - read;
+        self.advance(0, read, 0);
+        for (number, data) in run.chunks(self.grain_bytes).enumerate() {
+            self.context.control.check()?;
+            let new_before = lane.stats.bytes_new;
+            let slot = self.store_grain(first + number, data, lane)?;
+            self.slots()[first + number] = slot;
+            self.advance(data.len() as u64, 0, lane.stats.bytes_new - new_before);
+        }
+        lane.buffer = buffer;
+        Ok(())
+    }
+
+    fn store_grain(&self, grain: usize, data: &[u8], lane: &mut Lane) -> Result<Slot> {
+        if is_zero(data) {
+            lane.stats.bytes_zero += data.len() as u64;
+            return Ok(Slot::Zero);
+        }
+        let (start, length) = self.planner.range(grain);
+        let parent = self.parent_slot(start, length);
+        if let Some(Slot::Pieces(_)) = parent {
+            return self.store_pieces(data, lane);
+        }
+        let id = Id::of(data);
+        let differs = matches!(parent, Some(Slot::One(before)) if before != id);
+        if differs && data.len() > self.piece_bytes && !self.context.writer.has(BlobKind::Data, &id)
+        {
+            return self.store_pieces(data, lane);
+        }
+        self.store_chunk(id, data, lane)?;
+        Ok(Slot::One(id))
+    }
+
+    fn store_pieces(&self, data: &[u8], lane: &mut Lane) -> Result<Slot> {
+        let mut ids = Vec::with_capacity(data.len().div_ceil(self.piece_bytes));
+        for piece in data.chunks(self.piece_bytes) {
+            let id = if is_zero(piece) && piece.len() == self.piece_bytes {
+                *self.zero_piece.get_or_init(|| Id::of(piece))
+            } else {
+                Id::of(piece)
+            };
+            self.store_chunk(id, piece, lane)?;
+            ids.push(id);
+        }
+        Ok(Slot::Pieces(ids.into()))
+    }
+
+    fn store_chunk(&self, id: Id, data: &[u8], lane: &mut Lane) -> Result<Stored> {
+        let stored = self
+            .context
+            .writer
+            .store(BlobKind::Data, id, data, &mut lane.scratch)?;
+        lane.stats.count(data.len(), stored);
+        Ok(stored)
+    }
+
+    /// Stores the trees of all segments, sub-folders as they are complete.
+    fn store_trees(&self, size_bytes: u64, stats: &mut ImageStats) -> Result<Id> {
+        let mut scratch = Scratch::new(self.context.zstd_level)?;
+        let slots = std::mem::take(&mut *self.slots());
+        let mut zeros = Zeros::default();
+        let mut segments = Vec::new();
+        let mut groups = Vec::new();
+        // An empty image is one empty segment, so that it is a folder of segments like any other.
+        let parts: Vec<&[Slot]> = match slots.is_empty() {
+            true => vec![&[]],
+            false => slots.chunks(SEGMENT_GRAINS).collect(),
+        };
+        let nested = parts.len() > FLAT_SEGMENTS;
+        let segment_bytes = (SEGMENT_GRAINS * self.grain_bytes) as u64;
+        for (number, part) in parts.iter().enumerate() {
+            self.context.control.check()?;
+            let start = number as u64 * segment_bytes;
+            let size = segment_bytes.min(size_bytes - start);
+            let mut content = Vec::with_capacity(part.len());
+            for (offset, slot) in part.iter().enumerate() {
+                let (_, length) = self.planner.range(number * SEGMENT_GRAINS + offset);
+                match slot {
+                    Slot::Zero => {
+                        content.push(self.zero_chunk(length, &mut zeros, &mut scratch, stats)?);
+                    }
+                    Slot::One(id) => content.push(*id),
+                    Slot::Pieces(ids) => content.extend_from_slice(ids),
+                }
+            }
+            segments.push(Node::file(&segment_name(number), size, content));
+            let last = number + 1 == parts.len();
+            if nested && (segments.len() == GROUP_SEGMENTS || last) {
+                let nodes = std::mem::take(&mut segments);
+                let tree = store_tree(nodes, self.context.writer, &mut scratch)?;
+                groups.push(Node::folder(&group_name(groups.len()), tree));
+            }
+        }
+        let nodes = if nested { groups } else { segments };
+        store_tree(nodes, self.context.writer, &mut scratch)
+    }
+
+    /// The zero chunk of a length; it is hashed and stored once.
+    fn zero_chunk(
+        &self,
+        length: u64,
+        zeros: &mut Zeros,
+        scratch: &mut Scratch,
+        stats: &mut ImageStats,
+    ) -> Result<Id> {
+        stats.chunks += 1;
+        if let Some((_, id)) = zeros.known.iter().find(|(known, _)| *known == length) {
+            return Ok(*id);
+        }
+        let data = vec![0; length as usize];
+        let id = Id::of(&data);
+        let stored = self
+            .context
+            .writer
+            .store(BlobKind::Data, id, &data, scratch)?;
+        stats.count(data.len(), stored);
+        stats.chunks -= 1;
+        zeros.known.push((length, id));
+        Ok(id)
+    }
+}
+
+/// Zero chunks by their length: a whole grain, and the last grain of the image.
+#[derive(Default)]
+struct Zeros {
+    known: Vec<(u64, Id)>,
+}

@@ -1,0 +1,339 @@
+//! A repository: made or opened with a password, then read, written and tidied.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::backup::Backup;
+use crate::blob_reader::BlobReader;
+use crate::crypto::Sealer;
+use crate::error::{Error, Result};
+use crate::id::Id;
+use crate::index::Index;
+use crate::location::Location;
+use crate::lock::{self, LockGuard, LockInfo, LockMode};
+use crate::options::IngestOptions;
+use crate::password::Password;
+use crate::reader::SnapshotReader;
+use crate::rustic::{self, Opened};
+use crate::snapshot::{DamagedSnapshot, Snapshot, SnapshotFile, SnapshotList};
+use crate::store::{FileName, Kind, Store};
+use crate::unpacked;
+
+/// The version of the format that we write.
+const VERSION: u32 = 2;
+/// Most keys that are tried; each takes scrypt's time.
+const MAX_KEYS: usize = 32;
+
+/// The part of the configuration that matters here.
+#[derive(Deserialize)]
+struct Config {
+    version: u32,
+    id: Id,
+}
+
+/// An open repository. Cheap to clone; all clones share the store.
+#[derive(Clone)]
+pub struct Repository {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+    id: Id,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Makes a repository.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`]; whatever the store says.
+    pub fn init(location: &Location, password: &Password) -> Result<Self> {
+        Self::init_with(location.store(), password)
+    }
+
+    /// Makes a repository on any store.
+    ///
+    /// # Errors
+    /// As [`Self::init`].
+    pub fn init_with(store: Arc<dyn Store>, password: &Password) -> Result<Self> {
+        refuse_existing(&*store)?;
+        remove_unfinished(&*store)?;
+        rustic::init(Arc::clone(&store), password)?;
+        Self::open_with(store, password)
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// [`Error::NotARepository`], [`Error::WrongPassword`], [`Error::Unsupported`] for another
+    /// version of the format, [`Error::Damaged`], whatever the store says.
+    pub fn open(location: &Location, password: &Password) -> Result<Self> {
+        Self::open_with(location.store(), password)
+    }
+
+    /// Opens a repository on any store.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(store: Arc<dyn Store>, password: &Password) -> Result<Self> {
+        let missing = |reason: &str| Error::NotARepository {
+            location: store.location(),
+            reason: reason.to_owned(),
+        };
+        if list(&*store, Kind::Config)?.is_empty() {
+            return Err(missing("it has no configuration file"));
+        }
+        let keys = list(&*store, Kind::Key)?;
+        if keys.is_empty() {
+            return Err(missing("it has no keys"));
+        }
+        let (sealer, config) = open_any_key(&*store, &keys, password)?;
+        if config.version != VERSION {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "format version {}; only {VERSION} is supported",
+                    config.version
+                ),
+            });
+        }
+        Ok(Self {
+            store,
+            sealer: Arc::new(*sealer),
+            id: config.id,
+        })
+    }
+
+    /// Id of the repository, 64 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> String {
+        self.id.to_hex()
+    }
+
+    /// Starts a backup: takes a shared lock, then loads the index.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::InvalidOption`], [`Error::Damaged`], whatever the store says.
+    pub fn start_backup(&self, opts: &IngestOptions) -> Result<Backup> {
+        Backup::start(Arc::clone(&self.store), Arc::clone(&self.sealer), opts)
+    }
+
+    /// All snapshots, oldest first, and those that do not open.
+    ///
+    /// # Errors
+    /// When the store cannot list; a snapshot that cannot be read is in the answer.
+    pub fn snapshots(&self) -> Result<SnapshotList> {
+        let mut found = SnapshotList {
+            snapshots: Vec::new(),
+            damaged: Vec::new(),
+        };
+        for id in list(&*self.store, Kind::Snapshot)? {
+            match self.load_snapshot(id) {
+                Ok(snapshot) => found.snapshots.push(snapshot),
+                Err(error) => found.damaged.push(DamagedSnapshot {
+                    id: id.to_hex(),
+                    error,
+                }),
+            }
+        }
+        found
+            .snapshots
+            .sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
+        Ok(found)
+    }
+
+    /// One snapshot by its id, the beginning of its id, or `latest`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Damaged`]. `latest` also fails when
+    /// any snapshot does not open, because that one may be the latest.
+    pub fn snapshot(&self, id_or_prefix: &str) -> Result<Snapshot> {
+        let not_found = || Error::NotFound {
+            what: format!("snapshot {id_or_prefix:?}"),
+        };
+        if id_or_prefix == "latest" {
+            let mut found = self.snapshots()?;
+            return match found.damaged.pop() {
+                Some(damaged) => Err(damaged.error),
+                None => found.snapshots.pop().ok_or_else(not_found),
+            };
+        }
+        if id_or_prefix.is_empty() {
+            return Err(not_found());
+        }
+        let mut ids = list(&*self.store, Kind::Snapshot)?;
+        ids.retain(|id| id.to_hex().starts_with(id_or_prefix));
+        match ids[..] {
+            [] => Err(not_found()),
+            [id] => self.load_snapshot(id),
+            _ => Err(Error::Ambiguous {
+                prefix: id_or_prefix.to_owned(),
+                count: ids.len(),
+            }),
+        }
+    }
+
+    fn load_snapshot(&self, id: Id) -> Result<Snapshot> {
+        let name = FileName::new(Kind::Snapshot, id);
+        let file: SnapshotFile = unpacked::load(&*self.store, &self.sealer, &name)?;
+        Ok(file.into_snapshot(id))
+    }
+
+    /// Removes a snapshot, under an exclusive lock. Its data goes at the next prune.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] unless `id` is the full id of a snapshot; [`Error::Locked`].
+    pub fn remove_snapshot(&self, id: &str) -> Result<()> {
+        let not_found = || Error::NotFound {
+            what: format!("snapshot {id:?}"),
+        };
+        let wanted: Id = id.parse().map_err(|_| not_found())?;
+        let lock = self.lock(LockMode::Exclusive)?;
+        if !list(&*self.store, Kind::Snapshot)?.contains(&wanted) {
+            return Err(not_found());
+        }
+        let name = FileName::new(Kind::Snapshot, wanted);
+        lock.check_held()?;
+        self.store
+            .remove(&name)
+            .map_err(|e| Error::store("remove", name, e))
+    }
+
+    /// Opens a snapshot for reading: takes a shared lock, then loads the index.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Damaged`], whatever the store says.
+    pub fn reader(&self, snapshot: &Snapshot) -> Result<SnapshotReader> {
+        let lock = self.lock(LockMode::Shared)?;
+        let (store, sealer) = (Arc::clone(&self.store), Arc::clone(&self.sealer));
+        let index = Index::load(&*store, &sealer, false)?;
+        let blobs = Arc::new(BlobReader::new(store, sealer, index, lock));
+        Ok(SnapshotReader::new(blobs, snapshot))
+    }
+
+    /// All locks, stale ones included.
+    ///
+    /// # Errors
+    /// Whatever the store says; a lock that does not open is in the answer.
+    pub fn locks(&self) -> Result<Vec<LockInfo>> {
+        lock::list(&*self.store, &self.sealer)
+    }
+
+    /// Removes locks that are stale (not renewed for 30 minutes, or of a process of this host
+    /// that is gone) or damaged; says how many.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub fn remove_stale_locks(&self) -> Result<usize> {
+        lock::remove_stale(&*self.store, &self.sealer)
+    }
+
+    /// Holds a lock until the answer is dropped. For callers that run a tool of their own on
+    /// the repository.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], whatever the store says.
+    pub fn hold_lock(&self, mode: LockMode) -> Result<HeldLock> {
+        self.lock(mode).map(HeldLock)
+    }
+
+    fn lock(&self, mode: LockMode) -> Result<LockGuard> {
+        LockGuard::take(Arc::clone(&self.store), Arc::clone(&self.sealer), mode)
+    }
+}
+
+/// A lock held for a caller; dropping it releases it.
+pub struct HeldLock(LockGuard);
+
+impl HeldLock {
+    /// Fails if somebody may have taken the holder for dead.
+    ///
+    /// # Errors
+    /// [`Error::LockLost`], whatever the store says.
+    pub fn check_held(&self) -> Result<()> {
+        self.0.check_held()
+    }
+}
+
+impl std::fmt::Debug for HeldLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("HeldLock").field(&self.0.first_id()).finish()
+    }
+}
+
+fn list(store: &dyn Store, kind: Kind) -> Result<Vec<Id>> {
+    let files = store
+        .list(kind)
+        .map_err(|e| Error::store("list", kind.folder(), e))?;
+    Ok(files.into_iter().map(|file| file.id).collect())
+}
+
+/// Refuses where a configuration is, and where data is without one: it may be somebody's only
+/// copy, which a new key would make look openable.
+fn refuse_existing(store: &dyn Store) -> Result<()> {
+    if !list(store, Kind::Config)?.is_empty() {
+        return Err(Error::AlreadyExists {
+            location: store.location(),
+        });
+    }
+    for kind in [Kind::Snapshot, Kind::Index, Kind::Pack] {
+        if !list(store, kind)?.is_empty() {
+            let reason = "it is missing, but the repository holds data";
+            return Err(Error::damaged("config", reason));
+        }
+    }
+    Ok(())
+}
+
+/// Removes keys of an `init` that did not get to its configuration: they open nothing.
+fn remove_unfinished(store: &dyn Store) -> Result<()> {
+    for id in list(store, Kind::Key)? {
+        let name = FileName::new(Kind::Key, id);
+        store
+            .remove(&name)
+            .map_err(|e| Error::store("remove", name, e))?;
+    }
+    Ok(())
+}
+
+/// Tries the password on every key. A damaged key only matters when no other opens.
+fn open_any_key(
+    store: &dyn Store,
+    keys: &[Id],
+    password: &Password,
+) -> Result<(Box<Sealer>, Config)> {
+    let stored = unpacked::read_stored(store, &FileName::CONFIG)?;
+    let mut damaged = None;
+    for id in keys.iter().take(MAX_KEYS) {
+        match open_key(store, *id, password) {
+            Ok(Opened::WrongPassword) => {}
+            Ok(Opened::Key(sealer)) => {
+                let config = unpacked::decode(&sealer, &FileName::CONFIG, stored.clone());
+                match config {
+                    Ok(config) => return Ok((sealer, config)),
+                    Err(error) => damaged = Some(error),
+                }
+            }
+            Err(error @ Error::Store { .. }) => return Err(error),
+            Err(error) => damaged = Some(error),
+        }
+    }
+    Err(damaged.unwrap_or(Error::WrongPassword))
+}
+
+fn open_key(store: &dyn Store, id: Id, password: &Password) -> Result<Opened> {
+    let name = FileName::new(Kind::Key, id);
+    let data = unpacked::read_stored(store, &name)?;
+    if Id::of(&data) != id {
+        return Err(Error::damaged(
+            name,
+            "its content does not have the hash it is named by",
+        ));
+    }
+    rustic::open_key(&name, &data, password)
+}
