@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmtwin_testkit::{
-    DiskFormat, DiskLedger, DiskSpec, Ext4State, Guest, Mode, Workdir, assert_clean,
+    DiskFormat, DiskLedger, DiskSpec, Ext4State, Guest, Log, Mode, Qmp, Workdir, assert_clean,
     assert_one_instant, leftovers, run,
 };
 
@@ -196,4 +196,32 @@ fn a_guest_that_cannot_start_says_why() {
         .try_start();
     let text = format!("{:#}", error.unwrap_err());
     assert!(text.contains("no-such-device"), "{text}");
+}
+
+#[test]
+fn the_program_starts_a_guest_in_the_background() {
+    let work = Workdir::new();
+    let (disk, qmp, serial) = (
+        work.join("a.qcow2"),
+        work.join("qmp"),
+        work.join("serial.log"),
+    );
+    let output = run(Command::new(env!("CARGO_BIN_EXE_vmtwin-test-guest"))
+        .args(["--memory", "256", "--daemonize"])
+        .args([Path::new("--disk"), &disk, Path::new("--qmp"), &qmp])
+        .args([Path::new("--serial"), &serial]));
+    let pid: u32 = String::from_utf8(output.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    Log::new(&serial).wait_for("count n=", WAIT);
+    Qmp::connect(&qmp).unwrap().execute("quit", json!({}));
+    let end = Instant::now() + WAIT;
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < end, "the guest does not quit");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(DiskLedger::read(&disk, DiskFormat::Qcow2).n > 0);
 }
