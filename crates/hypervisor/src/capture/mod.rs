@@ -1,0 +1,628 @@
+//! Capture: one instant of a guest, its memory and all its disks, for a pause of milliseconds.
+//!
+//! ```text
+//!  inspected ─► scratch, filters ─► memory settings ─► guard ─► [ pause ─ duplicate memory ─
+//!      switch disks ─ resume ] ─► exports ─► (read at leisure) ─► release
+//! ```
+//! Order is what makes it safe:
+//! - Every undo is registered with the [`Journal`] *before* the thing is done; [`Capture::release`]
+//!   applies them in reverse, and so does recovery after a crash, from the same values.
+//! - Everything slow (scratch images, nodes, huge pages, the guard) comes before the pause, and
+//!   nothing in the pause touches a repository, a network or a catalog.
+//! - The guest is resumed only if it was running when we came.
+//!
+//! Knows nothing of where the data goes.
+
+mod disks;
+mod hold;
+mod memory;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::collapse::{CollapseReport, collapse_guest_memory};
+use crate::guard::{Guard, GuardCommand};
+use crate::inspect::run_state;
+use crate::machine::Machine;
+use crate::process::{ProcessId, user_and_group};
+use crate::qmp::{Command, Event, Qmp, QmpError};
+use crate::spool::{SpoolData, SpoolError, SpoolOptions};
+use crate::undo::{GuestRef, Undo, UndoError};
+use disks::View;
+use hold::{Outcome, Watch};
+use memory::{Settings, Stream};
+
+/// How often a missed boundary is tried again before the guest is stopped first.
+const HOLD_TRIES: u32 = 4;
+/// Longest wait for the first page once the guest is stopped.
+const FIRST_PAGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where undos are written before they are due. An error stops the capture, and what was
+/// registered is undone.
+pub trait Journal {
+    /// Notes that `undo` may be due from now on. Returns a token for [`Journal::undone`].
+    ///
+    /// # Errors
+    /// It could not be written; the thing must not be done.
+    fn register(&mut self, step: &str, undo: &Undo) -> Result<u64, JournalError>;
+    /// The undo was applied.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn undone(&mut self, token: u64) -> Result<(), JournalError>;
+    /// A step is about to begin: for progress, and for tests to fail at.
+    ///
+    /// # Errors
+    /// The step shall not be begun.
+    fn step(&mut self, name: &str) -> Result<(), JournalError>;
+}
+
+/// What a journal could not do.
+pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a capture failed. The guest runs on in every case.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Talking to QEMU failed.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU refuses to snapshot memory.
+    #[error("the guest's memory cannot be captured; use --consistency crash for its disks alone")]
+    MemoryRefused {
+        /// QEMU's reason.
+        source: QmpError,
+    },
+    /// The snapshot of memory ended badly.
+    #[error("the memory capture failed: {reason}")]
+    MemoryFailed {
+        /// QEMU's reason.
+        reason: String,
+    },
+    /// Somebody migrates the guest.
+    #[error("a migration of the guest is {status}; try again when it has ended")]
+    MigrationBusy {
+        /// QEMU's word.
+        status: String,
+    },
+    /// QEMU's NBD server could not be started.
+    #[error(
+        "QEMU's NBD server cannot be started; if another tool uses it, end that first \
+         (nbd-server-stop)"
+    )]
+    NbdServer {
+        /// QEMU's reason.
+        source: QmpError,
+    },
+    /// The scratch image could not be made.
+    #[error("cannot make the scratch image {path}: {reason}")]
+    Scratch {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The spool gave up.
+    #[error("the memory spool gave up")]
+    Spool(#[from] SpoolError),
+    /// The journal could not be written, or a step was not allowed to begin.
+    #[error("cannot go on at step '{step}'")]
+    Journal {
+        /// The step.
+        step: String,
+        /// Why not.
+        source: JournalError,
+    },
+    /// The guest is in a state that cannot be captured.
+    #[error("the guest is in state '{state}', which cannot be captured; wait until it has passed")]
+    State {
+        /// QEMU's word.
+        state: String,
+    },
+    /// The guest ran on when it should have been paused.
+    #[error("memory and disks are not of one instant: {reason}; try again")]
+    NotOneInstant {
+        /// What was seen.
+        reason: String,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// Undoing failed.
+    #[error(transparent)]
+    Undo(#[from] UndoError),
+    /// The system refused something.
+    #[error("the system refused something")]
+    Io(#[from] std::io::Error),
+}
+
+/// What to capture and with what means.
+#[derive(Debug, Clone)]
+pub struct CaptureOptions {
+    /// Memory and device state too, or disks alone.
+    pub memory: bool,
+    /// Eight characters that tell this capture's nodes apart.
+    pub tag: String,
+    /// Folder of this capture alone: sockets and scratch images. It exists, and is private.
+    pub dir: PathBuf,
+    /// How to start the pause guard.
+    pub guard: GuardCommand,
+    /// When the guard acts, from the beginning of the pause.
+    pub pause_deadline: Duration,
+    /// The memory spool's limits.
+    pub spool: SpoolOptions,
+    /// Longest time for putting memory on huge pages; zero leaves it out.
+    pub collapse_limit: Duration,
+}
+
+/// How the pause was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseMethod {
+    /// The guest was not running: neither paused nor resumed.
+    NotRunning,
+    /// Disks alone: pause, switch, resume.
+    DisksOnly,
+    /// Switched at the boundary of QEMU's snapshot thread.
+    Boundary,
+    /// Paused before the snapshot's preparation (longer).
+    StopFirst,
+}
+
+/// What is known of the point.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Point {
+    /// STOP to RESUME by QEMU's events, milliseconds; none where the guest was not paused.
+    pub pause_ms: Option<f64>,
+    /// QEMU's time of STOP, microseconds since the epoch; else our time of the switch.
+    pub time_us: u64,
+    /// How it was made.
+    pub method: PauseMethod,
+    /// Boundaries missed before it succeeded.
+    pub missed: u32,
+    /// Work on huge pages before the pause.
+    pub collapse: CollapseReport,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A captured instant. Disks are readable over NBD, memory fills the spool, the guest runs.
+pub struct Capture<'j> {
+    qmp: Qmp,
+    journal: &'j mut dyn Journal,
+    undos: Vec<(u64, Undo)>,
+    guest: GuestRef,
+    views: Vec<View>,
+    stream: Option<Stream>,
+    point: Point,
+    socket: PathBuf,
+}
+
+impl std::fmt::Debug for Capture<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Capture").field("point", &self.point).finish_non_exhaustive()
+    }
+}
+
+impl<'j> Capture<'j> {
+    /// Captures the guest behind `qmp`, which was inspected as `machine`.
+    ///
+    /// # Errors
+    /// See [`CaptureError`]; whatever was done to the guest has been undone.
+    pub fn begin(
+        qmp: Qmp,
+        machine: &Machine,
+        options: &CaptureOptions,
+        journal: &'j mut dyn Journal,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Capture<'j>, CaptureError> {
+        let guest = guest_ref(&qmp)?;
+        let disks = machine.disks.iter().filter(|d| d.included);
+        let views =
+            disks.enumerate().map(|(n, d)| View::new(d, &options.tag, n, &options.dir)).collect();
+        let mut capture = Capture {
+            qmp,
+            journal,
+            undos: Vec::new(),
+            guest,
+            views,
+            stream: None,
+            point: Point {
+                pause_ms: None,
+                time_us: 0,
+                method: PauseMethod::NotRunning,
+                missed: 0,
+                collapse: CollapseReport::default(),
+                warnings: Vec::new(),
+            },
+            socket: options.dir.join("nbd.sock"),
+        };
+        match capture.run(options, cancelled) {
+            Ok(()) => Ok(capture),
+            Err(error) => {
+                capture.undo_all()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        options: &CaptureOptions,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), CaptureError> {
+        let owner = user_and_group(self.guest.process.pid).unwrap_or((0, 0));
+        disks::give_to(&options.dir, owner)?;
+        self.prepare_disks(owner)?;
+        if options.memory {
+            self.prepare_memory(options, cancelled)?;
+        }
+        if cancelled() {
+            return Err(CaptureError::Cancelled);
+        }
+        self.take_point(options)?;
+        self.export()
+    }
+
+    /// Registers, then does.
+    fn step<T>(
+        &mut self,
+        name: &str,
+        undo: Undo,
+        act: impl FnOnce(&mut Self) -> Result<T, CaptureError>,
+    ) -> Result<T, CaptureError> {
+        let wrap = |source| CaptureError::Journal { step: name.to_owned(), source };
+        let token = self.journal.register(name, &undo).map_err(wrap)?;
+        self.undos.push((token, undo));
+        self.journal.step(name).map_err(wrap)?;
+        act(self)
+    }
+
+    fn prepare_disks(&mut self, owner: (u32, u32)) -> Result<(), CaptureError> {
+        for view in self.views.clone() {
+            let id = view.disk.id.clone();
+            let file = Undo::DeletePath { path: view.scratch_path.clone() };
+            self.step(&format!("scratch {id}"), file, |_| view.create_scratch(owner))?;
+            let undo = Undo::Disk {
+                guest: self.guest.clone(),
+                qdev: view.disk.qdev.clone(),
+                access_node: view.access.clone(),
+                filter_node: view.filter.clone(),
+                scratch_node: view.scratch.clone(),
+            };
+            self.step(&format!("filter {id}"), undo, |c| view.add_nodes(&mut c.qmp))?;
+        }
+        Ok(())
+    }
+
+    fn prepare_memory(
+        &mut self,
+        options: &CaptureOptions,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), CaptureError> {
+        let settings = Settings::read(&mut self.qmp)?;
+        let undo = Undo::Migration {
+            guest: self.guest.clone(),
+            capabilities: settings.before.clone(),
+            max_bandwidth: settings.max_bandwidth,
+        };
+        self.step("memory settings", undo, |c| settings.apply(&mut c.qmp))?;
+        self.point.collapse =
+            collapse_guest_memory(self.guest.process.pid, options.collapse_limit, cancelled);
+        Ok(())
+    }
+
+    /// The point itself: from here to the resume nothing may wait for anything but QEMU.
+    fn take_point(&mut self, options: &CaptureOptions) -> Result<(), CaptureError> {
+        let state = run_state(&mut self.qmp)?;
+        match state.as_str() {
+            "running" => {
+                let undo = Undo::Resume { guest: self.guest.clone() };
+                let wrap = |source| CaptureError::Journal { step: "pause".into(), source };
+                let token = self.journal.register("pause", &undo).map_err(wrap)?;
+                self.undos.push((token, undo));
+                let guard =
+                    Guard::start(&options.guard, self.qmp.as_fd(), options.pause_deadline)?;
+                let outcome = self
+                    .journal
+                    .step("pause")
+                    .map_err(wrap)
+                    .and_then(|()| self.pause_and_switch(options));
+                // Make sure it runs before the guard is let go, whatever happened.
+                let resumed = self.undo_last();
+                let released = guard.release();
+                outcome?;
+                resumed?;
+                released?;
+                self.journal
+                    .step("resumed")
+                    .map_err(|source| CaptureError::Journal { step: "resumed".into(), source })
+            }
+            "paused" | "prelaunch" | "shutdown" | "suspended" | "io-error" | "guest-panicked"
+            | "watchdog" | "debug" | "postmigrate" | "internal-error" => {
+                self.switch_not_running(options)
+            }
+            _ => Err(CaptureError::State { state }),
+        }
+    }
+
+    fn pause_and_switch(&mut self, options: &CaptureOptions) -> Result<(), CaptureError> {
+        self.qmp.take_events()?;
+        if !options.memory {
+            return self.disks_only();
+        }
+        for _ in 0..HOLD_TRIES {
+            if self.at_boundary(options)? {
+                return Ok(());
+            }
+        }
+        self.stop_first(options)
+    }
+
+    /// Disks alone: all in one write, so that the guest's pause is QEMU's work and nothing else.
+    fn disks_only(&mut self) -> Result<(), CaptureError> {
+        let mut commands = vec![Command::new("stop", Value::Null)];
+        commands.extend(self.views.iter().map(View::switch));
+        commands.push(Command::new("cont", Value::Null));
+        self.point.method = PauseMethod::DisksOnly;
+        self.execute_all(&commands)?;
+        self.measure_pause()
+    }
+
+    /// One try at the boundary; `false` when it was missed and all is as before.
+    fn at_boundary(&mut self, options: &CaptureOptions) -> Result<bool, CaptureError> {
+        let stream = memory::open_stream(&mut self.qmp, options.spool.clone())?;
+        let mut commands = vec![Command::new("stop", Value::Null)];
+        commands.extend(self.views.iter().map(View::switch));
+        let pid = self.guest.process.pid;
+        let before = hold::threads(pid);
+        let migrate = self.qmp.send(&[migrate_command()])?;
+        let outcome = {
+            let received = || stream.spool.received_bytes();
+            let watch = Watch { pid, before, stream_inode: stream.inode, received: &received };
+            watch.switch_at_boundary(&mut self.qmp, &commands)?
+        };
+        match outcome {
+            Outcome::Switched(replies) => {
+                self.stream = Some(stream);
+                for reply in replies {
+                    reply?;
+                }
+                self.accept(&migrate)?;
+                self.point.method = PauseMethod::Boundary;
+                self.resume_and_measure()?;
+                Ok(true)
+            }
+            Outcome::Missed => {
+                self.point.missed += 1;
+                self.give_up_stream(stream, &migrate)?;
+                Ok(false)
+            }
+            Outcome::Late(pending) => {
+                self.point.missed += 1;
+                for one in &pending {
+                    self.qmp.reply(one, Duration::from_secs(30))?;
+                }
+                self.give_up_stream(stream, &migrate)?;
+                self.qmp.execute("cont", Value::Null)?;
+                Err(CaptureError::NotOneInstant {
+                    reason: "QEMU went on before the disks were switched".into(),
+                })
+            }
+            Outcome::NotPermitted => {
+                self.point.missed = HOLD_TRIES;
+                self.give_up_stream(stream, &migrate)?;
+                self.stop_first(options)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn accept(&mut self, migrate: &[crate::qmp::Pending]) -> Result<(), CaptureError> {
+        for one in migrate {
+            self.qmp
+                .reply(one, Duration::from_secs(30))
+                .map_err(|source| CaptureError::MemoryRefused { source })?;
+        }
+        Ok(())
+    }
+
+    /// Ends a snapshot that was begun in vain; the guest was not switched and runs.
+    fn give_up_stream(
+        &mut self,
+        stream: Stream,
+        migrate: &[crate::qmp::Pending],
+    ) -> Result<(), CaptureError> {
+        stream.spool.give_up("the boundary was missed");
+        self.accept(migrate)?;
+        memory::wait_idle(&mut self.qmp, Duration::from_secs(30))?;
+        self.qmp.take_events()?;
+        Ok(())
+    }
+
+    /// Without tracing: the guest stands still during the snapshot's preparation too.
+    fn stop_first(&mut self, options: &CaptureOptions) -> Result<(), CaptureError> {
+        self.point.method = PauseMethod::StopFirst;
+        self.point.warnings.push(
+            "the guest was paused longer, in proportion to its memory: vmtwin could not hold \
+             QEMU's snapshot thread (needs ptrace permission: run as root)"
+                .into(),
+        );
+        let stream = memory::open_stream(&mut self.qmp, options.spool.clone())?;
+        self.stream = Some(stream);
+        let mut commands = vec![Command::new("stop", Value::Null)];
+        commands.extend(self.views.iter().map(View::switch));
+        commands.push(migrate_command());
+        self.execute_all(&commands)?;
+        self.resume_and_measure()
+    }
+
+    /// A guest that does not run: no pause, no resume, no guard.
+    fn switch_not_running(&mut self, options: &CaptureOptions) -> Result<(), CaptureError> {
+        let mut commands: Vec<Command> = self.views.iter().map(View::switch).collect();
+        if options.memory {
+            let stream = memory::open_stream(&mut self.qmp, options.spool.clone())?;
+            self.stream = Some(stream);
+            commands.push(migrate_command());
+        }
+        self.point.time_us = now_us();
+        self.execute_all(&commands)
+    }
+
+    fn execute_all(&mut self, commands: &[Command]) -> Result<(), CaptureError> {
+        let pending = self.qmp.send(commands)?;
+        let mut first_error = None;
+        for one in &pending {
+            if let Err(error) = self.qmp.reply(one, Duration::from_secs(30)) {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    fn resume_and_measure(&mut self) -> Result<(), CaptureError> {
+        memory::wait_for_first_page(&mut self.qmp, FIRST_PAGE_LIMIT)?;
+        self.qmp.execute("cont", Value::Null)?;
+        self.measure_pause()
+    }
+
+    /// Exactly one STOP and then one RESUME, or it was not one instant.
+    fn measure_pause(&mut self) -> Result<(), CaptureError> {
+        let mut seen: Vec<Event> = Vec::new();
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end && !seen.iter().any(|e| e.name == "RESUME") {
+            seen.extend(
+                self.qmp
+                    .take_events()?
+                    .into_iter()
+                    .filter(|e| e.name == "STOP" || e.name == "RESUME"),
+            );
+            if !seen.iter().any(|e| e.name == "RESUME") {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let names: Vec<&str> = seen.iter().map(|e| e.name.as_str()).collect();
+        if names != ["STOP", "RESUME"] {
+            return Err(CaptureError::NotOneInstant { reason: format!("events {names:?}") });
+        }
+        self.point.time_us = seen[0].time_us;
+        #[allow(clippy::cast_precision_loss)] // a pause of 2^53 µs is 285 years
+        let pause_ms = seen[1].time_us.saturating_sub(seen[0].time_us) as f64 / 1000.0;
+        self.point.pause_ms = Some(pause_ms);
+        Ok(())
+    }
+
+    fn export(&mut self) -> Result<(), CaptureError> {
+        if self.views.is_empty() {
+            return Ok(());
+        }
+        let undo = Undo::NbdServer {
+            guest: self.guest.clone(),
+            exports: self.views.iter().map(View::export_id).collect(),
+        };
+        let socket = self.socket.clone();
+        self.step("exports", undo, |c| {
+            disks::start_nbd_server(&mut c.qmp, &socket)?;
+            for view in c.views.clone() {
+                view.export(&mut c.qmp)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What is known of the point.
+    #[must_use]
+    pub fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// The unix socket on which every captured disk is exported under its id.
+    #[must_use]
+    pub fn nbd_socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Waits for the end of the memory stream; `None` where memory was not captured.
+    ///
+    /// # Errors
+    /// The snapshot failed, the spool gave up, or `cancelled` said so.
+    pub fn finish_memory(
+        &mut self,
+        limit: Duration,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<SpoolData>, CaptureError> {
+        let Some(stream) = self.stream.take() else { return Ok(None) };
+        let outcome = memory::wait_for_end(&mut self.qmp, limit, cancelled);
+        if let Err(error) = outcome {
+            stream.spool.give_up("the capture failed");
+            // The spool's own reason, if it had one, says more than QEMU's broken pipe.
+            return match stream.spool.finish() {
+                Err(spool) if !matches!(spool, SpoolError::GivenUp { .. }) => Err(spool.into()),
+                _ => Err(error),
+            };
+        }
+        Ok(Some(stream.spool.finish()?))
+    }
+
+    /// The connection, for looking at the guest while the capture lasts.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// Undoes everything in reverse. The awaited end of a capture.
+    ///
+    /// # Errors
+    /// The first undo that failed; the others have been tried, and it stays in the journal.
+    pub fn release(mut self) -> Result<(), CaptureError> {
+        self.undo_all()
+    }
+
+    fn undo_all(&mut self) -> Result<(), CaptureError> {
+        if let Some(stream) = self.stream.take() {
+            stream.spool.give_up("the capture ended");
+        }
+        let mut first_error = None;
+        while !self.undos.is_empty() {
+            if let Err(error) = self.undo_last() {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn undo_last(&mut self) -> Result<(), CaptureError> {
+        let Some((token, undo)) = self.undos.pop() else { return Ok(()) };
+        undo.apply_with(Some(&mut self.qmp))?;
+        self.journal
+            .undone(token)
+            .map_err(|source| CaptureError::Journal { step: undo.describe(), source })
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.undos.is_empty() {
+            return;
+        }
+        if let Err(error) = self.undo_all() {
+            tracing::error!(error = %error, "could not undo all of a capture; run: vmtwin recover");
+        }
+    }
+}
+
+fn guest_ref(qmp: &Qmp) -> Result<GuestRef, CaptureError> {
+    let process = ProcessId::of(qmp.peer().pid)
+        .ok_or_else(|| QmpError::Gone { path: qmp.path().to_owned() })?;
+    Ok(GuestRef { qmp: qmp.path().to_owned(), process })
+}
+
+fn migrate_command() -> Command {
+    let uri = format!("fd:{}", memory::FD_NAME);
+    Command::new("migrate", serde_json::json!({ "uri": uri }))
+}
+
+fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,185 @@
+//! Pause guard: a tiny process of its own that resumes the guest if vmtwin cannot.
+//!
+//! ```text
+//!   vmtwin ──spawn──► guard          stdin  = read end of a pipe, vmtwin holds the other end
+//!     │                 │            stdout = the QMP connection, shared
+//!     │  pause … resume │
+//!     ├── 'r' ─────────►│ exits      the guest runs, nothing to do
+//!     ✗ (killed) ──EOF─►│ cont       vmtwin died: resume, see that it runs, exit
+//!     … (stuck) deadline│ kill, cont vmtwin hangs inside the pause: end it, then the same
+//! ```
+//! A monitor serves one client at a time, so the guard shares the very connection: it keeps it
+//! open when vmtwin is gone, and neither needs a second socket. It touches no file, no network and
+//! no catalog.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::qmp::readable;
+
+/// Byte that tells the guard that the guest runs again.
+const RELEASE: u8 = b'r';
+/// How long the guard keeps trying to make the guest run.
+const RESUME_FOR: Duration = Duration::from_secs(20);
+
+/// How to start the guard: the program and the arguments that lead it to [`run`].
+#[derive(Debug, Clone)]
+pub struct GuardCommand {
+    /// Program, usually this very binary.
+    pub program: PathBuf,
+    /// Arguments before the deadline in milliseconds, which comes last.
+    pub args: Vec<String>,
+}
+
+/// A guard that watches over a pause.
+#[derive(Debug)]
+pub struct Guard {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts a guard over the connection `qmp`, to act after `deadline` at the latest.
+    ///
+    /// # Errors
+    /// The program could not be started.
+    pub fn start(
+        command: &GuardCommand,
+        qmp: std::os::fd::BorrowedFd<'_>,
+        deadline: Duration,
+    ) -> std::io::Result<Guard> {
+        let shared: OwnedFd = qmp.try_clone_to_owned()?;
+        let mut child = Command::new(&command.program)
+            .args(&command.args)
+            .arg(deadline.as_millis().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(shared))
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let stdin = child.stdin.take();
+        Ok(Guard { child, stdin })
+    }
+
+    /// Tells the guard that the guest runs (or that it was never paused) and waits for its end.
+    ///
+    /// # Errors
+    /// The guard had already acted: the deadline passed, and it resumed the guest itself.
+    pub fn release(mut self) -> std::io::Result<()> {
+        let told = match self.stdin.take() {
+            Some(mut stdin) => stdin.write_all(&[RELEASE]),
+            None => Ok(()),
+        };
+        let status = self.child.wait()?;
+        told?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(std::io::Error::other("the pause guard had to resume the guest"))
+        }
+    }
+}
+
+/// The guard's own main: waits on stdin, resumes over stdout. Returns the exit code.
+///
+/// `deadline` counts from the start; `parent` is ended if it passes.
+#[must_use]
+pub fn run(deadline: Duration) -> i32 {
+    let parent = rustix::process::getppid();
+    let stdin = std::io::stdin();
+    let mut byte = [0u8; 1];
+    let waited = readable(std::os::fd::AsFd::as_fd(&stdin), deadline);
+    match waited {
+        Ok(true) => {
+            if matches!(stdin.lock().read(&mut byte), Ok(1)) && byte[0] == RELEASE {
+                return 0;
+            }
+        }
+        Ok(false) => {
+            // vmtwin hangs between pause and resume. It may hold a thread of QEMU by ptrace, which
+            // its end lets go; what it leaves otherwise is in the journal.
+            if let Some(pid) = parent {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        Err(_) => {}
+    }
+    match resume_over_stdout() {
+        Ok(()) => 3,
+        Err(_) => 4,
+    }
+}
+
+fn resume_over_stdout() -> std::io::Result<()> {
+    let stdout = std::io::stdout();
+    let socket = UnixStream::from(std::os::fd::AsFd::as_fd(&stdout).try_clone_to_owned()?);
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    socket.set_write_timeout(Some(Duration::from_secs(2)))?;
+    make_it_run(socket)
+}
+
+/// Sends `cont` until the guest has been running for a while: a migration that fails afterwards
+/// would put it back into pause.
+fn make_it_run(mut socket: UnixStream) -> std::io::Result<()> {
+    let end = Instant::now() + RESUME_FOR;
+    let mut running_since: Option<Instant> = None;
+    let mut lines = Lines { buffer: Vec::new() };
+    socket.write_all(b"\n")?;
+    while Instant::now() < end {
+        match lines.status(&mut socket)?.as_deref() {
+            Some("paused") => {
+                running_since = None;
+                socket.write_all(b"{\"execute\":\"cont\",\"id\":\"guard-cont\"}\n")?;
+            }
+            Some("running") => {
+                let since = *running_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > Duration::from_millis(300) {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(std::io::Error::other("the guest does not run"))
+}
+
+struct Lines {
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// Asks for the run state; `None` when no answer came within a second.
+    fn status(&mut self, socket: &mut UnixStream) -> std::io::Result<Option<String>> {
+        socket.write_all(b"{\"execute\":\"query-status\",\"id\":\"guard-status\"}\n")?;
+        let end = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < end {
+            while let Some(at) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=at).collect();
+                let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
+                if message["id"] == "guard-status" {
+                    return Ok(message["return"]["status"].as_str().map(str::to_owned));
+                }
+            }
+            let mut chunk = [0u8; 4096];
+            match socket.read(&mut chunk) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) if self.buffer.len() < 1 << 20 => {
+                    self.buffer.extend_from_slice(&chunk[..n]);
+                }
+                Ok(_) => self.buffer.clear(),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+}
