@@ -136,10 +136,10 @@ impl Guest {
         let text = String::from_utf8_lossy(&text).into_owned();
         assert!(!text.contains("failed"), "{text}");
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let numbers = whole
+        let mut numbers = whole
             .lines()
             .filter_map(|line| line.strip_prefix("count ")?.trim().parse().ok());
-        numbers.last().unwrap_or(0)
+        numbers.next_back().unwrap_or(0)
     }
 
     /// Waits for a number larger than 0 and not less than `least`.

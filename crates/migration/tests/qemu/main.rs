@@ -3,6 +3,11 @@
 //!
 //! Needs qemu-system-x86_64, busybox (static), cpio, gzip, a Linux kernel with modules of
 //! virtio, and the right to use userfaultfd (root, or `vm.unprivileged_userfaultfd`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may fail them"
+)]
 
 mod guest;
 mod initramfs;

@@ -1,5 +1,10 @@
 //! Streams made by hand: what is read is what was put in, a stream made again says the same,
 //! and damage is an error, never a panic or a large allocation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may fail them"
+)]
 
 mod recipe;
 
@@ -220,9 +225,9 @@ fn replaced(stream: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 #[test]
 fn each_kind_of_damage_has_its_error() {
     let (stream, ..) = Recipe::small().stream();
-    let total = |pages: u64| (pages * 4096 | 4).to_be_bytes();
-    let huge = (1u64 << 50 | 4).to_be_bytes();
-    let first_page = (3 * 4096u64 | 8).to_be_bytes();
+    let total = |pages: u64| ((pages * 4096) | 4).to_be_bytes();
+    let huge = ((1u64 << 50) | 4).to_be_bytes();
+    let first_page = ((3 * 4096u64) | 8).to_be_bytes();
     let cases: &[(&[u8], &[u8], &str)] = &[
         (b"QEVM", b"QEVN", "not a QEMU"),
         (b"\0\0\0\x03\x07", b"\0\0\0\x02\x07", "not a QEMU"),
@@ -256,15 +261,15 @@ fn each_kind_of_damage_has_its_error() {
         (b"\x06pc.rom\0", b"\x06pc.ro\xff\0", "unreadable name"),
         (
             &first_page,
-            &(6 * 4096u64 | 8).to_be_bytes(),
+            &((6 * 4096u64) | 8).to_be_bytes(),
             "outside of its block",
         ),
         (
             &first_page,
-            &(3 * 4096u64 | 0x28).to_be_bytes(),
+            &((3 * 4096u64) | 0x28).to_be_bytes(),
             "page without a block",
         ),
-        (&first_page, &(3 * 4096u64 | 0x40).to_be_bytes(), "xbzrle"),
+        (&first_page, &((3 * 4096u64) | 0x40).to_be_bytes(), "xbzrle"),
         (&first_page, &0x200u64.to_be_bytes(), "multifd"),
         (
             &first_page,

@@ -128,7 +128,7 @@ impl Recipe {
             8
         };
         let flags = kind | if same { 0x20 } else { 0 };
-        out.extend((sent.page_no * PAGE as u64 | flags).to_be_bytes());
+        out.extend(((sent.page_no * PAGE as u64) | flags).to_be_bytes());
         if !same {
             let id = &self.blocks[sent.block].0;
             out.push(id.len() as u8);

@@ -1,4 +1,9 @@
 //! Servers that lie, stall or talk nonsense: every call ends in time with an error.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may fail them"
+)]
 
 mod server;
 

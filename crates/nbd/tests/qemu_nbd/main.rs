@@ -1,4 +1,9 @@
 //! Against a real qemu-nbd: data, holes, bitmaps, writes. Needs qemu-utils and libnbd-bin.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may fail them"
+)]
 
 mod server;
 
@@ -151,7 +156,7 @@ fn threads_share_a_connection() {
                     let mut buf = vec![1; len];
                     client.read_at(at as u64, &mut buf).unwrap();
                     assert!(buf == content[at..at + len]);
-                    if pick % 7 == 0 {
+                    if pick.is_multiple_of(7) {
                         client
                             .block_status(context::BASE_ALLOCATION, 0, 4096)
                             .unwrap();
