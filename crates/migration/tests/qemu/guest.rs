@@ -132,22 +132,32 @@ impl Guest {
 
     /// The last number that the guest printed; 0 if none.
     pub(crate) fn last_count(&self) -> u64 {
+        self.counts().last().copied().unwrap_or(0)
+    }
+
+    /// The first number that the guest printed, waiting for it. After a resume the rest of a
+    /// line may come first, which does not count.
+    pub(crate) fn first_count(&self) -> u64 {
+        wait_for("the guest to count", DEADLINE, || {
+            self.counts().first().copied()
+        })
+    }
+
+    /// Waits for a number that is not less than `least`, and returns the last one.
+    pub(crate) fn wait_for_count(&self, least: u64) -> u64 {
+        wait_for("the guest to count", DEADLINE, || {
+            Some(self.last_count()).filter(|count| *count >= least)
+        })
+    }
+
+    /// The numbers of all whole lines.
+    fn counts(&self) -> Vec<u64> {
         let text = fs::read(&self.serial).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         assert!(!text.contains("failed"), "{text}");
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let mut numbers = whole
-            .lines()
-            .filter_map(|line| line.strip_prefix("count ")?.trim().parse().ok());
-        numbers.next_back().unwrap_or(0)
-    }
-
-    /// Waits for a number larger than 0 and not less than `least`.
-    pub(crate) fn wait_for_count(&self, least: u64) -> u64 {
-        let least = least.max(1);
-        wait_for("the guest to count", DEADLINE, || {
-            Some(self.last_count()).filter(|count| *count >= least)
-        })
+        let number = |line: &str| line.strip_prefix("count ")?.trim().parse().ok();
+        whole.lines().filter_map(number).collect()
     }
 
     pub(crate) fn quit(mut self) {
