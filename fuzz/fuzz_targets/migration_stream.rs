@@ -7,7 +7,9 @@ use vmtwin_migration::{Bytes, Limits, RamSource, StreamIndex, rebuild};
 
 /// Small pages and little RAM, so that a short input can say a lot.
 fn limits() -> Limits {
-    Limits::default().with_page_size_bytes(1024).with_max_ram_bytes(1 << 20)
+    Limits::default()
+        .with_page_size_bytes(1024)
+        .with_max_ram_bytes(1 << 20)
 }
 
 fn memory(index: &StreamIndex, stream: &dyn Bytes) -> Vec<Vec<u8>> {
@@ -27,10 +29,13 @@ fn piece(stream: &[u8], range: std::ops::Range<u64>) -> &[u8] {
 }
 
 fuzz_target!(|stream: &[u8]| {
-    let Ok(index) = StreamIndex::parse(&stream, &limits()) else { return };
+    let Ok(index) = StreamIndex::parse(&stream, &limits()) else {
+        return;
+    };
     let content = memory(&index, &stream);
-    let images: Vec<_> =
-        (0..content.len()).filter_map(|block| index.image(&stream, block)).collect();
+    let images: Vec<_> = (0..content.len())
+        .filter_map(|block| index.image(&stream, block))
+        .collect();
     let sources: Vec<&dyn RamSource> = images.iter().map(|image| image as _).collect();
     let (head, tail) = (piece(stream, index.head()), piece(stream, index.tail()));
     let mut again = Vec::new();

@@ -4,7 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((kind, said)) = bytes.split_first() else { return };
+    let Some((kind, said)) = bytes.split_first() else {
+        return;
+    };
     let _ = match kind & 1 {
         0 => vmtwin_nbd::fuzzing::handshake(said),
         _ => vmtwin_nbd::fuzzing::reply(said),
