@@ -30,7 +30,9 @@ const STALE_AFTER: time::Duration = time::Duration::minutes(30);
 /// Age at which we no longer rely on our own lock.
 const DISTRUST_AFTER: time::Duration = time::Duration::minutes(25);
 /// Longest wait for a store to remove our lock.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
+const RELEASE_WAIT: Duration = Duration::from_millis(500);
+/// Attempts to remove our lock; the pauses between them double from a second.
+const RELEASE_ATTEMPTS: u32 = 7;
 
 /// Whether a lock lets others in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,7 +316,14 @@ fn keep(state: &State, stopped: &Receiver<()>, release: &Sender<()>) {
             RETRY
         };
     }
-    // A lock that stays is stale in 30 minutes, or as soon as this process is gone.
-    let _ = state.remove(state.current().0);
+    let mut removed = state.remove(state.current().0);
     let _ = release.send(());
+    // A lock that stays is stale in 30 minutes, or as soon as this process is gone.
+    for attempt in 1..RELEASE_ATTEMPTS {
+        if removed.is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_secs(1 << (attempt - 1)));
+        removed = state.remove(state.current().0);
+    }
 }
