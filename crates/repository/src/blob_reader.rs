@@ -85,12 +85,24 @@ impl BlobReader {
         Ok(plain)
     }
 
-    /// Reads a blob, not through the cache.
+    /// Reads a blob, not through the cache. Of several places the first that serves is taken.
     pub(crate) fn read(&self, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
-        let place = self.place(kind, id)?;
+        let mut result = self
+            .place(kind, id)
+            .and_then(|place| self.read_place(id, &place));
+        for place in self.index.places(kind, id).skip(1) {
+            if result.is_ok() {
+                break;
+            }
+            result = self.read_place(id, &place);
+        }
+        result
+    }
+
+    fn read_place(&self, id: &Id, place: &BlobPlace) -> Result<Vec<u8>> {
         let mut sealed = vec![0; place.sealed_bytes as usize];
         self.read_pack(place.pack, place.offset_bytes, &mut sealed)?;
-        self.decode(id, &place, &mut sealed)
+        self.decode(id, place, &mut sealed)
     }
 
     /// Reads a data blob through the cache.

@@ -161,15 +161,21 @@ impl Copy<'_> {
             buffer.resize(end - start, 0);
         }
         let read = &mut buffer[..end - start];
-        self.blobs
-            .read_pack(first.place.pack, first.place.offset_bytes, read)?;
+        let whole = self
+            .blobs
+            .read_pack(first.place.pack, first.place.offset_bytes, read)
+            .is_ok();
         self.report(0, read.len() as u64, 0);
         for same in pieces.chunk_by(|a, b| a.id == b.id) {
             self.control.check()?;
-            let place = same[0].place;
+            let (id, place) = (&same[0].id, same[0].place);
             let from = place.offset_bytes as usize - start;
             let sealed = &mut read[from..from + place.sealed_bytes as usize];
-            let plain = self.blobs.decode(&same[0].id, &place, sealed)?;
+            let plain = match whole.then(|| self.blobs.decode(id, &place, sealed)) {
+                Some(Ok(plain)) => plain,
+                // Alone, and from its other places if it has some; else this says why not.
+                _ => self.blobs.read(BlobKind::Data, id)?,
+            };
             for piece in same {
                 let written = self.sink.write_at(piece.target, &plain);
                 written.map_err(|source| Error::Sink {

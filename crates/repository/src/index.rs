@@ -109,25 +109,43 @@ impl Index {
 
     /// Looks a blob up.
     pub(crate) fn find(&self, kind: BlobKind, id: &Id) -> Option<BlobPlace> {
+        self.places(kind, id).next()
+    }
+
+    /// All places of a blob. There are several after backups that ran at once, or after one that
+    /// healed what was missing.
+    pub(crate) fn places(
+        &self,
+        kind: BlobKind,
+        id: &Id,
+    ) -> impl Iterator<Item = BlobPlace> + use<'_> {
         let entries = match kind {
             BlobKind::Data => &self.data,
             BlobKind::Tree => &self.trees,
         };
-        let at = entries.binary_search_by(|e| e.id.cmp(id)).ok()?;
-        let entry = entries.get(at)?;
+        let id = *id;
+        let first = entries.partition_point(|entry| entry.id < id);
+        let same = entries[first..]
+            .iter()
+            .take_while(move |entry| entry.id == id);
+        same.filter_map(move |entry| self.place(kind, entry))
+    }
+
+    fn place(&self, kind: BlobKind, entry: &Entry) -> Option<BlobPlace> {
+        let compressed_from = (entry.compressed_from > 0).then_some(entry.compressed_from);
         let blob = PackedBlob {
             kind,
             id: entry.id,
             offset_bytes: entry.offset_bytes,
             sealed_bytes: entry.sealed_bytes,
-            compressed_from: (entry.compressed_from > 0).then_some(entry.compressed_from),
+            compressed_from,
         };
         Some(BlobPlace {
             pack: *self.packs.get(entry.pack as usize)?,
             offset_bytes: entry.offset_bytes,
             sealed_bytes: entry.sealed_bytes,
             raw_bytes: blob.raw_bytes()?,
-            compressed: blob.compressed_from.is_some(),
+            compressed: compressed_from.is_some(),
         })
     }
 }

@@ -179,8 +179,10 @@ mod tests {
 
     #[test]
     fn tags_with_values() {
-        let mut meta = SnapshotMeta::default();
-        meta.tags = vec!["vmx=1".into(), "vm=web=1".into(), "vm".into()];
+        let meta = SnapshotMeta {
+            tags: vec!["vmx=1".into(), "vm=web=1".into(), "vm".into()],
+            ..SnapshotMeta::default()
+        };
         let snapshot = SnapshotFile::new(meta, Id::of(b""))
             .unwrap()
             .into_snapshot(Id::of(b"s"));

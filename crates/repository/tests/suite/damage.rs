@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{PASSWORD, Quiet, TestImage, TestRepository, grain, meta, small};
+use crate::common::{PASSWORD, Quiet, TestImage, TestRepository, TestSink, grain, meta, small};
 use vmtwin_repository::faulty::{Damage, DamageForm, Limits};
 use vmtwin_repository::{Error, Kind, LockMode, Password, Repository, Result};
 
@@ -55,6 +55,9 @@ fn read_all(test: &TestRepository, image: &TestImage) -> Result<()> {
     let mut data = vec![1; image.data.len()];
     stored.read_at(0, &mut data)?;
     assert!(data == image.data, "wrong data");
+    let sink = TestSink::new(stored.size_bytes());
+    stored.copy_to(&sink, &Quiet::default())?;
+    assert!(sink.0.into_inner().unwrap() == image.data, "wrong data");
     assert!(reader.read_file("/machine.json", 10)? == b"{}");
     Ok(())
 }

@@ -1,5 +1,11 @@
 //! The crate's contract, with stock restic as the judge. One program, so that it links once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may fail by panicking"
+)]
+
 mod common;
 mod damage;
 mod faults;
