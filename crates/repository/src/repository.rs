@@ -64,8 +64,16 @@ impl Repository {
     pub fn init_with(store: Arc<dyn Store>, password: &Password) -> Result<Self> {
         refuse_existing(&*store)?;
         remove_unfinished(&*store)?;
-        rustic::init(Arc::clone(&store), password)?;
-        Self::open_with(store, password)
+        let made = rustic::init(Arc::clone(&store), password)?;
+        if !list(&*store, Kind::Key)?.contains(&made.key_file) {
+            let reason = "somebody else made a repository here at the same time";
+            return Err(Error::damaged("keys", reason));
+        }
+        Ok(Self {
+            store,
+            sealer: Arc::new(made.sealer),
+            id: made.id,
+        })
     }
 
     /// Opens a repository.

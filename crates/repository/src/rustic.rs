@@ -25,8 +25,18 @@ const MAX_SCRYPT_BYTES: u64 = 1 << 30;
 /// Most scrypt lanes one key may ask for.
 const MAX_SCRYPT_LANES: u32 = 64;
 
+/// A repository that was just made.
+pub(crate) struct Made {
+    /// Its keys.
+    pub(crate) sealer: Sealer,
+    /// Its id.
+    pub(crate) id: Id,
+    /// Id of its one key file.
+    pub(crate) key_file: Id,
+}
+
 /// Writes the first key and the configuration of a new repository.
-pub(crate) fn init(store: Arc<dyn Store>, password: &Password) -> Result<()> {
+pub(crate) fn init(store: Arc<dyn Store>, password: &Password) -> Result<Made> {
     let failure = Arc::new(Mutex::new(None));
     let backend = Backend {
         store: Arc::clone(&store),
@@ -41,8 +51,17 @@ pub(crate) fn init(store: Arc<dyn Store>, password: &Password) -> Result<()> {
         let credentials = Credentials::password(password.reveal());
         repository.init(&credentials, &keys, &ConfigOptions::default())
     });
-    let Err(error) = made else {
-        return Ok(());
+    let error = match made {
+        Ok(repository) => {
+            let master = repository.key();
+            let parse = |id: rustic_core::HexId| id.as_str().parse().unwrap_or_default();
+            return Ok(Made {
+                sealer: master_sealer(&FileName::CONFIG, &master)?,
+                id: parse(repository.config().id.to_hex()),
+                key_file: parse(repository.key_id().unwrap_or_default().to_hex()),
+            });
+        }
+        Err(error) => error,
     };
     // The store's own answer says more than the wrapped one.
     let first = failure
@@ -76,8 +95,7 @@ pub(crate) fn open_key(file: &FileName, data: &[u8], password: &Password) -> Res
         return Ok(Opened::WrongPassword);
     };
     let master: MasterKey = serde_json::from_slice(&plain).map_err(|e| Error::damaged(file, e))?;
-    let sealer = sealer(file, &master.encrypt, &master.mac.k, &master.mac.r)?;
-    Ok(Opened::Key(Box::new(sealer)))
+    Ok(Opened::Key(Box::new(master_sealer(file, &master)?)))
 }
 
 fn check_scrypt(file: &FileName, key: &KeyFile) -> Result<()> {
@@ -102,6 +120,10 @@ fn check_scrypt(file: &FileName, key: &KeyFile) -> Result<()> {
             "its scrypt parameters are out of bounds",
         ))
     }
+}
+
+fn master_sealer(file: &FileName, key: &MasterKey) -> Result<Sealer> {
+    sealer(file, &key.encrypt, &key.mac.k, &key.mac.r)
 }
 
 fn sealer(file: &FileName, encrypt: &[u8], k: &[u8], r: &[u8]) -> Result<Sealer> {

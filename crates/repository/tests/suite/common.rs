@@ -25,7 +25,7 @@ pub(crate) struct TestRepository {
 
 impl TestRepository {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = fast_folder();
         let local = Arc::new(LocalStore::new(folder.path().join("repo")));
         let store = Arc::new(FaultyStore::new(local, Limits::default()));
         let password = Password::from(PASSWORD);
@@ -92,6 +92,17 @@ impl TestRepository {
     pub(crate) fn packs(&self) -> usize {
         files(&self.path().join("data")).len()
     }
+}
+
+/// A temporary folder, in memory where there is such a file system: these tests make many small
+/// backups, and waiting for a disk at each object shows nothing.
+pub(crate) fn fast_folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let in_memory = memory
+        .is_dir()
+        .then(|| tempfile::tempdir_in(memory).ok())
+        .flatten();
+    in_memory.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// All files below a folder.
