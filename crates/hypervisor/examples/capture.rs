@@ -27,7 +27,7 @@ impl Journal for Forgetful {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     if args[1] == "guard" {
-        std::process::exit(guard::run(Duration::from_millis(args[2].parse()?)));
+        std::process::exit(guard::run());
     }
     let memory = args.get(3).map(String::as_str) != Some("crash");
     for round in 0..args[2].parse()? {
@@ -40,8 +40,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             memory,
             tag: format!("{:08x}", std::process::id() + round),
             dir: dir.clone(),
-            guard: GuardCommand { program: std::env::current_exe()?, args: vec!["guard".into()] },
+            guard: GuardCommand {
+                program: std::env::current_exe()?,
+                args: vec!["guard".into()],
+            },
             pause_deadline: Duration::from_secs(2),
+            preparation_limit: Duration::from_secs(10),
             spool: SpoolOptions::new(&dir),
             collapse_limit: Duration::from_secs(30),
         };

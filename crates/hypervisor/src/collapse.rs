@@ -53,7 +53,9 @@ pub fn collapse_guest_memory(
 ) -> CollapseReport {
     let begun = Instant::now();
     let mut report = CollapseReport::default();
-    let Some(mut ranges) = fragmented_ranges(pid) else { return report };
+    let Some(mut ranges) = fragmented_ranges(pid) else {
+        return report;
+    };
     report.small_pages_left = ranges.iter().map(|r| r.data + r.zero).sum();
     let zero_ranges = ranges.iter().filter(|r| r.data == 0).count() as u64;
     if !memory_is_plenty(zero_ranges * HUGE_BYTES) {
@@ -61,14 +63,19 @@ pub fn collapse_guest_memory(
     }
     // Ranges with data first: they are what the guest uses, and cost least.
     ranges.sort_by_key(|r| (r.data == 0, std::cmp::Reverse(r.data + r.zero)));
-    let Some(pidfd) = pidfd(pid) else { return report };
+    let Some(pidfd) = pidfd(pid) else {
+        return report;
+    };
     for range in ranges {
         let done = report.small_pages_left <= TOLERATED_PAGES;
         if done || begun.elapsed() > limit || cancelled() {
             break;
         }
-        let outcome =
-            ffi::collapse(std::os::fd::AsFd::as_fd(&pidfd), range.start, HUGE_BYTES as usize);
+        let outcome = ffi::collapse(
+            std::os::fd::AsFd::as_fd(&pidfd),
+            range.start,
+            HUGE_BYTES as usize,
+        );
         if outcome.is_ok() {
             report.collapsed_bytes += HUGE_BYTES;
             report.small_pages_left -= range.data + range.zero;
@@ -101,7 +108,10 @@ fn anonymous_mapping(line: &str) -> Option<(u64, u64)> {
     let end = u64::from_str_radix(end, 16).ok()?;
     let private_anonymous = fields.next()? == "rw-p" && fields.nth(2)? == "0";
     let named = fields.next().is_some();
-    let aligned = (start.next_multiple_of(HUGE_BYTES), end / HUGE_BYTES * HUGE_BYTES);
+    let aligned = (
+        start.next_multiple_of(HUGE_BYTES),
+        end / HUGE_BYTES * HUGE_BYTES,
+    );
     let large = end.checked_sub(start)? >= MIN_MAPPING_BYTES;
     (private_anonymous && !named && large && aligned.0 < aligned.1).then_some(aligned)
 }
@@ -129,7 +139,11 @@ fn add_region(out: &mut Vec<Range>, region: PageRegion) {
         let base = at / HUGE_BYTES * HUGE_BYTES;
         let stop = region.end.min(base + HUGE_BYTES);
         if out.last().is_none_or(|r| r.start != base) {
-            out.push(Range { start: base, data: 0, zero: 0 });
+            out.push(Range {
+                start: base,
+                data: 0,
+                zero: 0,
+            });
         }
         if let Some(range) = out.last_mut() {
             let pages = (stop - at) / 4096;
@@ -145,7 +159,9 @@ fn add_region(out: &mut Vec<Range>, region: PageRegion) {
 
 /// Whether `wanted` bytes leave a quarter of the host's memory free.
 fn memory_is_plenty(wanted: u64) -> bool {
-    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return false };
+    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else {
+        return false;
+    };
     let field = |name: &str| -> Option<u64> {
         let line = info.lines().find(|l| l.starts_with(name))?;
         Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
@@ -163,9 +179,18 @@ mod tests {
     #[test]
     fn only_large_private_anonymous_mappings_count() {
         let line = "7f0000000000-7f0010000000 rw-p 00000000 00:00 0 ";
-        assert_eq!(anonymous_mapping(line), Some((0x7f00_0000_0000, 0x7f00_1000_0000)));
-        assert_eq!(anonymous_mapping("7f0000000000-7f0000001000 rw-p 00000000 00:00 0"), None);
-        assert_eq!(anonymous_mapping("7f0000000000-7f0010000000 rwxp 00000000 00:00 0"), None);
+        assert_eq!(
+            anonymous_mapping(line),
+            Some((0x7f00_0000_0000, 0x7f00_1000_0000))
+        );
+        assert_eq!(
+            anonymous_mapping("7f0000000000-7f0000001000 rw-p 00000000 00:00 0"),
+            None
+        );
+        assert_eq!(
+            anonymous_mapping("7f0000000000-7f0010000000 rwxp 00000000 00:00 0"),
+            None
+        );
         let heap = "7f0000000000-7f0010000000 rw-p 00000000 00:00 0  [heap]";
         assert_eq!(anonymous_mapping(heap), None);
         assert_eq!(anonymous_mapping("rubbish"), None);
@@ -174,7 +199,11 @@ mod tests {
     #[test]
     fn regions_fall_into_their_ranges() {
         let mut out = Vec::new();
-        let data = |start, end| PageRegion { start, end, categories: 0 };
+        let data = |start, end| PageRegion {
+            start,
+            end,
+            categories: 0,
+        };
         add_region(&mut out, data(HUGE_BYTES - 4096, HUGE_BYTES + 8192));
         add_region(
             &mut out,
@@ -187,8 +216,16 @@ mod tests {
         assert_eq!(
             out,
             [
-                Range { start: 0, data: 1, zero: 0 },
-                Range { start: HUGE_BYTES, data: 2, zero: 1 }
+                Range {
+                    start: 0,
+                    data: 1,
+                    zero: 0
+                },
+                Range {
+                    start: HUGE_BYTES,
+                    data: 2,
+                    zero: 1
+                }
             ]
         );
     }

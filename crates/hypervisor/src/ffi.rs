@@ -88,7 +88,10 @@ pub(crate) fn scan_small_pages(
 /// # Errors
 /// The range has nothing to collapse (`EINVAL`), memory is short, or we may not.
 pub(crate) fn collapse(pidfd: BorrowedFd<'_>, start: u64, len: usize) -> io::Result<()> {
-    let range = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len };
+    let range = libc::iovec {
+        iov_base: start as *mut libc::c_void,
+        iov_len: len,
+    };
     // SAFETY: the kernel reads one `iovec` that lives through the call; the address inside it
     // belongs to the other process and is never dereferenced here.
     let done = unsafe {
@@ -101,5 +104,9 @@ pub(crate) fn collapse(pidfd: BorrowedFd<'_>, start: u64, len: usize) -> io::Res
             0u32,
         )
     };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   vmtwin ──spawn──► guard          stdin  = read end of a pipe, vmtwin holds the other end
 //!     │                 │            stdout = the QMP connection, shared
+//!     ├── 'p' + ms ────►│            the pause begins: the deadline counts from here
 //!     │  pause … resume │
 //!     ├── 'r' ─────────►│ exits      the guest runs, nothing to do
 //!     ✗ (killed) ──EOF─►│ cont       vmtwin died: resume, see that it runs, exit
@@ -26,6 +27,8 @@ use crate::qmp::readable;
 
 /// Byte that tells the guard that the guest runs again.
 const RELEASE: u8 = b'r';
+/// Byte that tells the guard that the pause begins; the deadline in milliseconds follows (u32 LE).
+const ARM: u8 = b'p';
 /// How long the guard keeps trying to make the guest run.
 const RESUME_FOR: Duration = Duration::from_secs(20);
 
@@ -34,7 +37,7 @@ const RESUME_FOR: Duration = Duration::from_secs(20);
 pub struct GuardCommand {
     /// Program, usually this very binary.
     pub program: PathBuf,
-    /// Arguments before the deadline in milliseconds, which comes last.
+    /// Its arguments.
     pub args: Vec<String>,
 }
 
@@ -46,19 +49,17 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts a guard over the connection `qmp`, to act after `deadline` at the latest.
+    /// Starts a guard over the connection `qmp`. From now on it acts when this process ends.
     ///
     /// # Errors
     /// The program could not be started.
     pub fn start(
         command: &GuardCommand,
         qmp: std::os::fd::BorrowedFd<'_>,
-        deadline: Duration,
     ) -> std::io::Result<Guard> {
         let shared: OwnedFd = qmp.try_clone_to_owned()?;
         let mut child = Command::new(&command.program)
             .args(&command.args)
-            .arg(deadline.as_millis().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::from(shared))
             .stderr(Stdio::null())
@@ -66,6 +67,20 @@ impl Guard {
             .spawn()?;
         let stdin = child.stdin.take();
         Ok(Guard { child, stdin })
+    }
+
+    /// Tells the guard that the pause begins, and that it may last `deadline` at the most.
+    ///
+    /// # Errors
+    /// The guard is gone.
+    pub fn arm(&self, deadline: Duration) -> std::io::Result<()> {
+        let Some(mut stdin) = self.stdin.as_ref() else {
+            return Ok(());
+        };
+        let ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        let mut message = [ARM, 0, 0, 0, 0];
+        message[1..].copy_from_slice(&ms.to_le_bytes());
+        stdin.write_all(&message)
     }
 
     /// Tells the guard that the guest runs (or that it was never paused) and waits for its end.
@@ -82,38 +97,63 @@ impl Guard {
         if status.success() {
             Ok(())
         } else {
-            Err(std::io::Error::other("the pause guard had to resume the guest"))
+            Err(std::io::Error::other(
+                "the pause guard had to resume the guest",
+            ))
         }
     }
 }
 
 /// The guard's own main: waits on stdin, resumes over stdout. Returns the exit code.
-///
-/// `deadline` counts from the start; `parent` is ended if it passes.
 #[must_use]
-pub fn run(deadline: Duration) -> i32 {
+pub fn run() -> i32 {
     let parent = rustix::process::getppid();
-    let stdin = std::io::stdin();
-    let mut byte = [0u8; 1];
-    let waited = readable(std::os::fd::AsFd::as_fd(&stdin), deadline);
-    match waited {
-        Ok(true) => {
-            if matches!(stdin.lock().read(&mut byte), Ok(1)) && byte[0] == RELEASE {
-                return 0;
-            }
-        }
-        Ok(false) => {
+    match wait_for_parent() {
+        Parent::Released => return 0,
+        Parent::Ended => {}
+        Parent::Stuck => {
             // vmtwin hangs between pause and resume. It may hold a thread of QEMU by ptrace, which
             // its end lets go; what it leaves otherwise is in the journal.
             if let Some(pid) = parent {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        Err(_) => {}
     }
     match resume_over_stdout() {
         Ok(()) => 3,
         Err(_) => 4,
+    }
+}
+
+/// What became of vmtwin.
+enum Parent {
+    Released,
+    Ended,
+    Stuck,
+}
+
+fn wait_for_parent() -> Parent {
+    let stdin = std::io::stdin();
+    let mut deadline: Option<Instant> = None;
+    loop {
+        if let Some(end) = deadline {
+            let left = end.saturating_duration_since(Instant::now());
+            if !readable(std::os::fd::AsFd::as_fd(&stdin), left).unwrap_or(true) {
+                return Parent::Stuck;
+            }
+        }
+        let mut message = [0u8; 5];
+        // One read a message: the pipe holds nothing but what vmtwin wrote in one piece.
+        match rustix::io::read(std::os::fd::AsFd::as_fd(&stdin), &mut message) {
+            Ok(5) if message[0] == ARM => {
+                let [_, ms @ ..] = message;
+                let limit = Duration::from_millis(u32::from_le_bytes(ms).into());
+                deadline = Some(Instant::now() + limit);
+            }
+            Ok(n) if n > 0 && message[n - 1] == RELEASE => return Parent::Released,
+            Ok(0) | Err(_) => return Parent::Ended,
+            Ok(_) => {}
+        }
     }
 }
 
@@ -163,7 +203,9 @@ impl Lines {
         while Instant::now() < end {
             while let Some(at) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=at).collect();
-                let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
+                let Ok(message) = serde_json::from_slice::<Value>(&line) else {
+                    continue;
+                };
                 if message["id"] == "guard-status" {
                     return Ok(message["return"]["status"].as_str().map(str::to_owned));
                 }

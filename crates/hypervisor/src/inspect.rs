@@ -8,10 +8,10 @@ use std::os::unix::fs::FileTypeExt;
 
 use serde_json::{Value, json};
 
+use crate::NODE_PREFIX;
 use crate::machine::{AddressKind, Disk, MACHINE_FORMAT, Machine, MachineFile};
 use crate::process;
 use crate::qmp::{Qmp, QmpError};
-use crate::NODE_PREFIX;
 
 /// Why a guest could not be inspected.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +116,10 @@ fn blockers(disks: &[Disk]) -> Vec<String> {
         .iter()
         .filter(|d| d.node_name.starts_with(NODE_PREFIX))
         .map(|d| {
-            format!("disk {} still has a filter of an earlier backup; run: vmtwin recover", d.id)
+            format!(
+                "disk {} still has a filter of an earlier backup; run: vmtwin recover",
+                d.id
+            )
         })
         .collect()
 }
@@ -138,8 +141,9 @@ fn disk(entry: &Value, ids: &mut HashSet<String>) -> Disk {
     let image = &inserted["image"];
     let qdev = text(&entry["qdev"]).unwrap_or_default();
     let node_name = text(&inserted["node-name"]).unwrap_or_default();
-    let address =
-        text(&image["filename"]).or_else(|| text(&inserted["file"])).unwrap_or_default();
+    let address = text(&image["filename"])
+        .or_else(|| text(&inserted["file"]))
+        .unwrap_or_default();
     let format = text(&inserted["drv"]).unwrap_or_default();
     let read_only = inserted["ro"].as_bool().unwrap_or(false);
     let firmware = qdev.contains("flash");
@@ -187,12 +191,20 @@ fn unique_id(entry: &Value, qdev: &str, node: &str, taken: &mut HashSet<String>)
         .strip_prefix("/machine/peripheral/")
         .and_then(|rest| rest.split('/').next())
         .filter(|s| !s.is_empty());
-    let flash = qdev.strip_prefix("/machine/").filter(|s| s.contains("flash"));
+    let flash = qdev
+        .strip_prefix("/machine/")
+        .filter(|s| s.contains("flash"));
     let device = entry["device"].as_str().filter(|s| !s.is_empty());
     let raw = from_qdev.or(device).or(flash).unwrap_or(node);
     let safe: String = raw
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     let safe = safe.trim_start_matches('.');
     let base = if safe.is_empty() { "disk" } else { safe };
@@ -234,8 +246,7 @@ fn address_kind(address: &str) -> AddressKind {
 fn tpm_state(args: &[String]) -> Option<MachineFile> {
     let tpmdev = option_value(args, "-tpmdev").find(|v| v.starts_with("emulator"))?;
     let chardev_id = field(tpmdev, "chardev")?;
-    let chardev =
-        option_value(args, "-chardev").find(|v| field(v, "id") == Some(chardev_id))?;
+    let chardev = option_value(args, "-chardev").find(|v| field(v, "id") == Some(chardev_id))?;
     let socket = field(chardev, "path")?;
     let dir = swtpm_state_dir(socket)?;
     let path = format!("{dir}/tpm2-00.permall");
@@ -247,20 +258,30 @@ fn tpm_state(args: &[String]) -> Option<MachineFile> {
 }
 
 fn option_value<'a>(args: &'a [String], name: &'a str) -> impl Iterator<Item = &'a str> {
-    args.windows(2).filter(move |w| w[0] == name).map(|w| w[1].as_str())
+    args.windows(2)
+        .filter(move |w| w[0] == name)
+        .map(|w| w[1].as_str())
 }
 
 fn field<'a>(option: &'a str, key: &str) -> Option<&'a str> {
-    option.split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
+    option
+        .split(',')
+        .find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The state folder of the `swtpm` process whose control socket is `socket`.
 fn swtpm_state_dir(socket: &str) -> Option<String> {
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|s| s.parse::<u32>().ok())
+        else {
             continue;
         };
-        let Ok(args) = process::arguments(pid) else { continue };
+        let Ok(args) = process::arguments(pid) else {
+            continue;
+        };
         let is_swtpm = args.first().is_some_and(|p| p.ends_with("swtpm"));
         if is_swtpm && args.iter().any(|a| a.contains(socket)) {
             return option_value(&args, "--tpmstate")
@@ -293,7 +314,13 @@ mod tests {
         assert_eq!(disks.len(), 3);
         assert_eq!((disks[0].id.as_str(), disks[0].included), ("disk0", true));
         assert_eq!(disks[0].backing, ["/base.qcow2"]);
-        assert!(disks[1].excluded_because.as_deref().unwrap().contains("CD-ROM"));
+        assert!(
+            disks[1]
+                .excluded_because
+                .as_deref()
+                .unwrap()
+                .contains("CD-ROM")
+        );
         assert_eq!(disks[2].id, "disk");
         assert_eq!(disks[2].kind, AddressKind::Nbd);
     }

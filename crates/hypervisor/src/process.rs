@@ -34,7 +34,10 @@ impl ProcessId {
 fn is_zombie(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
-        .and_then(|s| s.rfind(')').map(|at| s[at + 1..].trim_start().starts_with(['Z', 'X'])))
+        .and_then(|s| {
+            s.rfind(')')
+                .map(|at| s[at + 1..].trim_start().starts_with(['Z', 'X']))
+        })
         .unwrap_or(true)
 }
 

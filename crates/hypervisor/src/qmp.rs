@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType,
-    sockopt,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketType, sockopt,
 };
 use serde_json::{Value, json};
 
@@ -104,7 +104,10 @@ pub struct Command {
 impl Command {
     /// `name` with `arguments` (an object, or null for none).
     pub fn new(name: impl Into<String>, arguments: Value) -> Self {
-        Command { name: name.into(), arguments }
+        Command {
+            name: name.into(),
+            arguments,
+        }
     }
 }
 
@@ -168,8 +171,16 @@ impl Qmp {
         match self.read_message(deadline) {
             Ok(Some(message)) if message.get("QMP").is_some() => {}
             Ok(Some(_)) => return Err(QmpError::Protocol("no QMP greeting".into())),
-            Ok(None) => return Err(QmpError::Busy { path: self.path.clone() }),
-            Err(QmpError::Closed) => return Err(QmpError::Gone { path: self.path.clone() }),
+            Ok(None) => {
+                return Err(QmpError::Busy {
+                    path: self.path.clone(),
+                });
+            }
+            Err(QmpError::Closed) => {
+                return Err(QmpError::Gone {
+                    path: self.path.clone(),
+                });
+            }
             Err(other) => return Err(other),
         }
         self.execute("qmp_capabilities", Value::Null)?;
@@ -222,7 +233,9 @@ impl Qmp {
         let sent = rustix::net::sendmsg(&self.stream, &slices, &mut control, SendFlags::NOSIGNAL)
             .map_err(std::io::Error::from)?;
         if sent != line.len() {
-            return Err(QmpError::Protocol("short write of a command with an fd".into()));
+            return Err(QmpError::Protocol(
+                "short write of a command with an fd".into(),
+            ));
         }
         self.reply(&pending, COMMAND_TIMEOUT)
     }
@@ -252,7 +265,13 @@ impl Qmp {
         }
         let mut line = message.to_string().into_bytes();
         line.push(b'\n');
-        (line, Pending { id, name: command.name.clone() })
+        (
+            line,
+            Pending {
+                id,
+                name: command.name.clone(),
+            },
+        )
     }
 
     /// Waits for the reply to one command.
@@ -301,7 +320,10 @@ impl Qmp {
         deadline: Instant,
     ) -> Result<bool, QmpError> {
         loop {
-            if pending.iter().all(|p| self.replies.iter().any(|(id, _)| *id == p.id)) {
+            if pending
+                .iter()
+                .all(|p| self.replies.iter().any(|(id, _)| *id == p.id))
+            {
                 return Ok(true);
             }
             if !self.pump(deadline)? {
@@ -343,7 +365,9 @@ impl Qmp {
 
     /// Reads one message, if one comes before the deadline, and files it.
     fn pump(&mut self, deadline: Instant) -> Result<bool, QmpError> {
-        let Some(message) = self.read_message(deadline)? else { return Ok(false) };
+        let Some(message) = self.read_message(deadline)? else {
+            return Ok(false);
+        };
         if let Some(name) = message.get("event").and_then(Value::as_str) {
             if self.events.len() == MAX_EVENTS {
                 self.events.pop_front();
@@ -435,7 +459,9 @@ pub(crate) fn readable(fd: BorrowedFd<'_>, timeout: Duration) -> std::io::Result
 }
 
 fn connect_socket(path: &Path, timeout: Duration) -> Result<UnixStream, QmpError> {
-    let gone = || QmpError::Gone { path: path.to_owned() };
+    let gone = || QmpError::Gone {
+        path: path.to_owned(),
+    };
     let address = SocketAddrUnix::new(path).map_err(|_| gone())?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -451,7 +477,9 @@ fn connect_socket(path: &Path, timeout: Duration) -> Result<UnixStream, QmpError
         Ok(()) => {}
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Err(gone()),
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INPROGRESS) => {
-            return Err(QmpError::Busy { path: path.to_owned() });
+            return Err(QmpError::Busy {
+                path: path.to_owned(),
+            });
         }
         Err(errno) => return Err(std::io::Error::from(errno).into()),
     }
@@ -462,7 +490,13 @@ fn connect_socket(path: &Path, timeout: Duration) -> Result<UnixStream, QmpError
 
 fn unwrap_reply(message: Value, command: &str) -> Result<Value, QmpError> {
     if let Some(error) = message.get("error") {
-        let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+        let text = |key: &str| {
+            error
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or("")
+                .to_owned()
+        };
         return Err(QmpError::Refused {
             command: command.to_owned(),
             class: text("class"),
@@ -474,7 +508,9 @@ fn unwrap_reply(message: Value, command: &str) -> Result<Value, QmpError> {
 
 fn event_time_us(message: &Value) -> u64 {
     let part = |key: &str| message["timestamp"][key].as_u64().unwrap_or(0);
-    part("seconds").saturating_mul(1_000_000).saturating_add(part("microseconds"))
+    part("seconds")
+        .saturating_mul(1_000_000)
+        .saturating_add(part("microseconds"))
 }
 
 #[cfg(test)]
@@ -514,7 +550,10 @@ mod tests {
         });
         let mut qmp = Qmp::connect(&path, Duration::from_secs(5)).unwrap();
         assert_eq!(qmp.execute("stop", Value::Null).unwrap(), json!(7));
-        let event = qmp.wait_event(Duration::from_secs(1), |e| e.name == "STOP").unwrap().unwrap();
+        let event = qmp
+            .wait_event(Duration::from_secs(1), |e| e.name == "STOP")
+            .unwrap()
+            .unwrap();
         assert_eq!(event.time_us, 2_000_005);
     }
 

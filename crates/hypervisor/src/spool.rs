@@ -119,10 +119,12 @@ impl Spool {
     pub fn start(stream: OwnedFd, options: SpoolOptions) -> Result<Spool, SpoolError> {
         let file = match options.disk_limit_bytes {
             0 => None,
-            _ => Some(file::open(&options.dir).map_err(|source| SpoolError::Create {
-                dir: options.dir.clone(),
-                source,
-            })?),
+            _ => Some(
+                file::open(&options.dir).map_err(|source| SpoolError::Create {
+                    dir: options.dir.clone(),
+                    source,
+                })?,
+            ),
         };
         Spool::with_file(
             stream,

@@ -123,7 +123,10 @@ impl Undo {
             Some(guest) => match Qmp::connect(&guest.qmp, CONNECT_TIMEOUT) {
                 Ok(mut qmp) => self.apply_with(Some(&mut qmp)),
                 Err(error) if error.is_gone() && !guest.process.is_alive() => Ok(()),
-                Err(source) => Err(UndoError::Qmp { what: self.noun(), source }),
+                Err(source) => Err(UndoError::Qmp {
+                    what: self.noun(),
+                    source,
+                }),
             },
         }
     }
@@ -139,18 +142,27 @@ impl Undo {
         let Some(qmp) = qmp else { return self.apply() };
         let outcome = match self {
             Undo::Resume { .. } => return resume(qmp),
-            Undo::Migration { capabilities, max_bandwidth, .. } => {
-                end_migration(qmp, capabilities, *max_bandwidth)
-            }
-            Undo::Disk { qdev, access_node, filter_node, scratch_node, .. } => {
-                remove_filter(qmp, qdev, access_node, filter_node, scratch_node)
-            }
+            Undo::Migration {
+                capabilities,
+                max_bandwidth,
+                ..
+            } => end_migration(qmp, capabilities, *max_bandwidth),
+            Undo::Disk {
+                qdev,
+                access_node,
+                filter_node,
+                scratch_node,
+                ..
+            } => remove_filter(qmp, qdev, access_node, filter_node, scratch_node),
             Undo::NbdServer { exports, .. } => stop_nbd(qmp, exports),
             Undo::DeletePath { .. } => Ok(()),
         };
         match outcome {
             Err(error) if error.is_gone() => Ok(()),
-            Err(source) => Err(UndoError::Qmp { what: self.noun(), source }),
+            Err(source) => Err(UndoError::Qmp {
+                what: self.noun(),
+                source,
+            }),
             Ok(()) => Ok(()),
         }
     }
@@ -181,7 +193,10 @@ impl Undo {
 /// Makes a guest that we paused run. Asks more than once: a migration that ends badly puts the
 /// guest back into the state it had when the memory capture began, which is paused.
 fn resume(qmp: &mut Qmp) -> Result<(), UndoError> {
-    let qmp_error = |source| UndoError::Qmp { what: "the pause", source };
+    let qmp_error = |source| UndoError::Qmp {
+        what: "the pause",
+        source,
+    };
     let mut state = String::new();
     let mut quiet = 0;
     for _ in 0..100 {
@@ -221,30 +236,54 @@ fn end_migration(
     capabilities: &[(String, bool)],
     max_bandwidth: u64,
 ) -> Result<(), QmpError> {
-    for round in 0..250 {
-        if !migration_active(qmp)? {
-            break;
-        }
-        if round == 0 {
-            qmp.execute("migrate_cancel", Value::Null)?;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    cancel_migration(qmp)?;
     let states: Vec<Value> = capabilities
         .iter()
         .map(|(name, state)| json!({"capability": name, "state": state}))
         .collect();
     if !states.is_empty() {
         qmp.execute("migrate-set-capabilities", json!({"capabilities": states}))?;
-        qmp.execute("migrate-set-parameters", json!({"max-bandwidth": max_bandwidth}))?;
+        qmp.execute(
+            "migrate-set-parameters",
+            json!({"max-bandwidth": max_bandwidth}),
+        )?;
     }
     Ok(())
 }
 
+/// Cancels a migration, if one is under way, and waits until QEMU has cleaned up after it.
+pub(crate) fn cancel_migration(qmp: &mut Qmp) -> Result<(), QmpError> {
+    if migration_active(qmp)? {
+        qmp.execute("migrate_cancel", Value::Null)?;
+    }
+    wait_until(|| Ok(!migration_active(qmp)?))?;
+    wait_until_cleaned_up(qmp)
+}
+
+/// Waits until QEMU has cleaned up after the last migration.
+///
+/// Its status says `failed` or `completed` a little earlier, and a migration begun in between ends
+/// QEMU with a failed assertion (`yank_unregister_instance`, seen with 10.0.2). The list of
+/// yankable instances holds `migration` until the clean-up is done.
+pub(crate) fn wait_until_cleaned_up(qmp: &mut Qmp) -> Result<(), QmpError> {
+    wait_until(|| {
+        let instances = qmp.execute("query-yank", Value::Null)?;
+        Ok(!instances
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|i| i["type"] == "migration"))
+    })
+}
+
 fn stop_nbd(qmp: &mut Qmp, ours: &[String]) -> Result<(), QmpError> {
     let exports = qmp.execute("query-block-exports", Value::Null)?;
-    let ids: Vec<&str> =
-        exports.as_array().into_iter().flatten().filter_map(|e| e["id"].as_str()).collect();
+    let ids: Vec<&str> = exports
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e["id"].as_str())
+        .collect();
     let foreign = ids.iter().any(|id| !ours.iter().any(|o| o == id));
     for id in ids.iter().filter(|id| ours.iter().any(|o| o == *id)) {
         ignore_refusal(qmp.execute("block-export-del", json!({"id": id, "mode": "hard"})))?;
@@ -334,7 +373,10 @@ fn delete(path: &Path) -> Result<(), UndoError> {
     match outcome {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(UndoError::Delete { path: path.to_owned(), source }),
+        Err(source) => Err(UndoError::Delete {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -345,7 +387,9 @@ struct Graph {
 
 impl Graph {
     fn query(qmp: &mut Qmp) -> Result<Graph, QmpError> {
-        Ok(Graph { raw: qmp.execute("x-debug-query-block-graph", Value::Null)? })
+        Ok(Graph {
+            raw: qmp.execute("x-debug-query-block-graph", Value::Null)?,
+        })
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Value> {

@@ -1,2 +1,128 @@
-//! The vmtwin binary.
-fn main() {}
+//! vmtwin: live backup of QEMU/KVM guests.
+//!
+//! The binary joins the crates that know nothing of one another: recipes ([`backup`], [`restore`],
+//! [`recover`]) over hypervisor, repository, catalog, NBD and migration streams. Errors are values
+//! down there; here, at the edge, the chain is printed once, with what to do next.
+
+mod backup;
+mod cancel;
+mod cli;
+mod command;
+mod content;
+mod db;
+mod failpoint;
+mod home;
+mod journal;
+mod recover;
+mod restore;
+mod source;
+mod ui;
+
+use anyhow::Result;
+use clap::Parser;
+
+use backup::Cx;
+use cancel::Cancel;
+use cli::{Cli, Command};
+use db::Db;
+use home::Home;
+use ui::Ui;
+
+/// Done, with warnings.
+const EXIT_WARNINGS: i32 = 3;
+/// Failed.
+const EXIT_FAILED: i32 = 1;
+
+fn main() {
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::PauseGuard) {
+        std::process::exit(vmtwin_hypervisor::guard::run());
+    }
+    init_logging();
+    let code = match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            EXIT_FAILED
+        }
+    };
+    std::process::exit(code);
+}
+
+/// Logs go to stderr; `VMTWIN_LOG` sets the filter.
+fn init_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VMTWIN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+fn run(cli: &Cli) -> Result<i32> {
+    let home = Home::open(&cli.global)?;
+    let ui = Ui::new(cli.global.json, cli.global.quiet);
+    let cancel = Cancel::on_signals()?;
+    match &cli.command {
+        Command::Init => command::init::run(&home, &ui).map(|()| 0),
+        Command::Snapshot(args) => command::snapshot::run(&home, &ui, args),
+        Command::Restore(args) => command::restore::run(&home, &ui, &cancel, args),
+        Command::Vm(_) | Command::Backup(_) | Command::Recover => {
+            let db = Db::open(&home)?;
+            let cx = Cx {
+                home: &home,
+                db: &db,
+                ui: &ui,
+                cancel: &cancel,
+            };
+            with_catalog(&cx, &cli.command)
+        }
+        Command::PauseGuard => Ok(0),
+    }
+}
+
+fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
+    match command {
+        Command::Vm(args) => {
+            recover::dead_jobs(cx)?;
+            command::vm::run(cx, args).map(|()| 0)
+        }
+        Command::Backup(args) => {
+            let reports = backup::recover_and_run(cx, args)?;
+            cx.ui.result(&reports, || {
+                let lines: Vec<String> = reports.iter().map(backup::BackupReport::line).collect();
+                lines.join("\n")
+            })?;
+            Ok(exit_code(&reports, args.vms.len()))
+        }
+        _ => {
+            let report = recover::run(cx)?;
+            cx.ui.result(&report, || {
+                match (report.undone.as_slice(), report.failed.as_slice()) {
+                    ([], []) => "nothing to recover".into(),
+                    (undone, failed) => {
+                        let undone = undone.iter().map(|u| format!("done: {u}"));
+                        let failed = failed.iter().map(|f| format!("FAILED: {f}"));
+                        undone.chain(failed).collect::<Vec<_>>().join("\n")
+                    }
+                }
+            })?;
+            Ok(if report.failed.is_empty() {
+                0
+            } else {
+                EXIT_FAILED
+            })
+        }
+    }
+}
+
+fn exit_code(reports: &[backup::BackupReport], asked: usize) -> i32 {
+    if reports.len() < asked || reports.iter().any(|r| r.error.is_some()) {
+        EXIT_FAILED
+    } else if reports.iter().any(|r| !r.warnings.is_empty()) {
+        EXIT_WARNINGS
+    } else {
+        0
+    }
+}

@@ -55,7 +55,10 @@ pub(crate) fn threads(pid: u32) -> BTreeSet<i32> {
     let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return BTreeSet::new();
     };
-    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 /// Watches a snapshot that was just begun.
@@ -66,6 +69,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) before: BTreeSet<i32>,
     /// Inode of the socket that QEMU writes the stream to.
     pub(crate) stream_inode: u64,
+    /// Tells the pause guard that the pause begins.
+    pub(crate) arm: &'a dyn Fn() -> std::io::Result<()>,
     /// Bytes of the stream that have arrived.
     pub(crate) received: &'a dyn Fn() -> u64,
 }
@@ -80,7 +85,9 @@ impl Watch<'_> {
         qmp: &mut Qmp,
         commands: &[Command],
     ) -> Result<Outcome, QmpError> {
-        let Some(mut traced) = self.seize() else { return Ok(Outcome::NotPermitted) };
+        let Some(mut traced) = self.seize() else {
+            return Ok(Outcome::NotPermitted);
+        };
         if traced.is_empty() {
             return Ok(Outcome::Missed);
         }
@@ -96,7 +103,11 @@ impl Watch<'_> {
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut new = Vec::new();
         while new.is_empty() && Instant::now() < deadline && (self.received)() == 0 {
-            new = threads(self.pid).difference(&self.before).copied().take(MAX_THREADS).collect();
+            new = threads(self.pid)
+                .difference(&self.before)
+                .copied()
+                .take(MAX_THREADS)
+                .collect();
         }
         let mut traced = Vec::new();
         for tid in new {
@@ -134,6 +145,7 @@ impl Watch<'_> {
                 if (self.received)() > 0 {
                     return Ok(Outcome::Missed);
                 }
+                (self.arm)()?;
                 sent = Some(qmp.send(commands)?);
                 hold_end = Instant::now() + HOLD_LIMIT;
                 self.wait_for_main_thread();
@@ -176,8 +188,9 @@ impl Watch<'_> {
     }
 
     fn is_stream(&self, fd: u64) -> bool {
-        std::fs::read_link(format!("/proc/{}/fd/{fd}", self.pid))
-            .is_ok_and(|link| link.as_os_str() == format!("socket:[{}]", self.stream_inode).as_str())
+        std::fs::read_link(format!("/proc/{}/fd/{fd}", self.pid)).is_ok_and(|link| {
+            link.as_os_str() == format!("socket:[{}]", self.stream_inode).as_str()
+        })
     }
 
     /// Gives QEMU's main thread time to queue for the lock with our command in hand.
@@ -212,9 +225,14 @@ struct Stop {
 
 impl Stop {
     fn is_write(&self) -> bool {
-        [libc::SYS_sendmsg, libc::SYS_writev, libc::SYS_write, libc::SYS_sendto]
-            .iter()
-            .any(|n| *n as u64 == self.number)
+        [
+            libc::SYS_sendmsg,
+            libc::SYS_writev,
+            libc::SYS_write,
+            libc::SYS_sendto,
+        ]
+        .iter()
+        .any(|n| *n as u64 == self.number)
     }
 
     fn is_futex(&self) -> bool {
@@ -235,8 +253,13 @@ impl Traced {
     fn seize(tid: i32) -> Result<Traced, Errno> {
         let tid = Pid::from_raw(tid);
         ptrace::seize(tid, ptrace::Options::PTRACE_O_TRACESYSGOOD)?;
-        let thread =
-            Traced { tid, stopped: false, gone: false, inside_call: false, in_setup: false };
+        let thread = Traced {
+            tid,
+            stopped: false,
+            gone: false,
+            inside_call: false,
+            in_setup: false,
+        };
         ptrace::interrupt(tid)?;
         Ok(thread)
     }
@@ -252,7 +275,11 @@ impl Traced {
                 self.stopped = true;
                 self.inside_call = !self.inside_call;
                 if let Some((number, fd)) = call_of(self.tid) {
-                    return Some(Stop { entry: self.inside_call, number, fd });
+                    return Some(Stop {
+                        entry: self.inside_call,
+                        number,
+                        fd,
+                    });
                 }
                 self.go_on();
             }

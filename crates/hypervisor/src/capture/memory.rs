@@ -7,8 +7,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use serde_json::{Value, json};
 
 use super::CaptureError;
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::Qmp;
 use crate::spool::{Spool, SpoolOptions};
+use crate::undo::wait_until_cleaned_up;
 
 /// Send buffer asked for, bytes; the kernel caps it at `net.core.wmem_max`.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -43,8 +44,11 @@ impl Settings {
         if let Some(busy @ ("setup" | "active" | "device" | "postcopy-active" | "cancelling")) =
             status["status"].as_str()
         {
-            return Err(CaptureError::MigrationBusy { status: busy.to_owned() });
+            return Err(CaptureError::MigrationBusy {
+                status: busy.to_owned(),
+            });
         }
+        wait_until_cleaned_up(qmp)?;
         let all = qmp.execute("query-migrate-capabilities", Value::Null)?;
         let mut before = Vec::new();
         for capability in all.as_array().into_iter().flatten() {
@@ -57,13 +61,20 @@ impl Settings {
             }
         }
         let parameters = qmp.execute("query-migrate-parameters", Value::Null)?;
-        Ok(Settings { before, max_bandwidth: parameters["max-bandwidth"].as_u64().unwrap_or(0) })
+        Ok(Settings {
+            before,
+            max_bandwidth: parameters["max-bandwidth"].as_u64().unwrap_or(0),
+        })
     }
 
     /// Sets what the capture needs.
     pub(crate) fn apply(&self, qmp: &mut Qmp) -> Result<(), CaptureError> {
         let mut wanted: Vec<Value> = Vec::new();
-        for (name, _) in self.before.iter().filter(|(n, _)| n != "background-snapshot") {
+        for (name, _) in self
+            .before
+            .iter()
+            .filter(|(n, _)| n != "background-snapshot")
+        {
             wanted.push(json!({"capability": name, "state": false}));
         }
         wanted.push(json!({"capability": "background-snapshot", "state": true}));
@@ -94,7 +105,9 @@ pub(crate) fn open_stream(qmp: &mut Qmp, options: SpoolOptions) -> Result<Stream
     .map_err(|e| CaptureError::Io(e.into()))?;
     sockopt::set_socket_send_buffer_size(&theirs, SOCKET_BUFFER_BYTES)
         .map_err(|e| CaptureError::Io(e.into()))?;
-    let inode = rustix::fs::fstat(&theirs).map_err(|e| CaptureError::Io(e.into()))?.st_ino;
+    let inode = rustix::fs::fstat(&theirs)
+        .map_err(|e| CaptureError::Io(e.into()))?
+        .st_ino;
     let spool = Spool::start(ours, options)?;
     qmp.execute_with_fd("getfd", json!({"fdname": FD_NAME}), theirs.as_fd())?;
     Ok(Stream { spool, inode })
@@ -109,7 +122,9 @@ pub(crate) fn wait_for_first_page(qmp: &mut Qmp, limit: Duration) -> Result<(), 
     let end = Instant::now() + limit;
     loop {
         let status = qmp.execute("query-migrate", Value::Null)?;
-        let pages = ["normal", "duplicate"].iter().filter_map(|k| status["ram"][k].as_u64());
+        let pages = ["normal", "duplicate"]
+            .iter()
+            .filter_map(|k| status["ram"][k].as_u64());
         if pages.sum::<u64>() > 0 {
             return Ok(());
         }
@@ -117,7 +132,9 @@ pub(crate) fn wait_for_first_page(qmp: &mut Qmp, limit: Duration) -> Result<(), 
             return Err(CaptureError::MemoryFailed { reason });
         }
         if Instant::now() > end {
-            return Err(CaptureError::MemoryFailed { reason: "no page was sent in time".into() });
+            return Err(CaptureError::MemoryFailed {
+                reason: "no page was sent in time".into(),
+            });
         }
     }
 }
@@ -142,24 +159,12 @@ pub(crate) fn wait_for_end(
             return Err(CaptureError::Cancelled);
         }
         if Instant::now() > end {
-            return Err(CaptureError::MemoryFailed { reason: "deadline passed".into() });
+            return Err(CaptureError::MemoryFailed {
+                reason: "deadline passed".into(),
+            });
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// Waits until no migration is under way, whatever its end.
-pub(crate) fn wait_idle(qmp: &mut Qmp, limit: Duration) -> Result<(), QmpError> {
-    let end = Instant::now() + limit;
-    while Instant::now() < end {
-        let status = qmp.execute("query-migrate", Value::Null)?;
-        match status["status"].as_str() {
-            Some("setup" | "active" | "cancelling" | "device") => {}
-            _ => return Ok(()),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 fn failure(status: &Value) -> Option<String> {

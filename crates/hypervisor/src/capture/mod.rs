@@ -29,7 +29,7 @@ use crate::machine::Machine;
 use crate::process::{ProcessId, user_and_group};
 use crate::qmp::{Command, Event, Qmp, QmpError};
 use crate::spool::{SpoolData, SpoolError, SpoolOptions};
-use crate::undo::{GuestRef, Undo, UndoError};
+use crate::undo::{GuestRef, Undo, UndoError, cancel_migration};
 use disks::View;
 use hold::{Outcome, Watch};
 use memory::{Settings, Stream};
@@ -148,8 +148,10 @@ pub struct CaptureOptions {
     pub dir: PathBuf,
     /// How to start the pause guard.
     pub guard: GuardCommand,
-    /// When the guard acts, from the beginning of the pause.
+    /// When the guard ends a pause, from its beginning.
     pub pause_deadline: Duration,
+    /// What the pause may last longer where it includes the snapshot's preparation.
+    pub preparation_limit: Duration,
     /// The memory spool's limits.
     pub spool: SpoolOptions,
     /// Longest time for putting memory on huge pages; zero leaves it out.
@@ -201,7 +203,9 @@ pub struct Capture<'j> {
 
 impl std::fmt::Debug for Capture<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Capture").field("point", &self.point).finish_non_exhaustive()
+        f.debug_struct("Capture")
+            .field("point", &self.point)
+            .finish_non_exhaustive()
     }
 }
 
@@ -219,8 +223,10 @@ impl<'j> Capture<'j> {
     ) -> Result<Capture<'j>, CaptureError> {
         let guest = guest_ref(&qmp)?;
         let disks = machine.disks.iter().filter(|d| d.included);
-        let views =
-            disks.enumerate().map(|(n, d)| View::new(d, &options.tag, n, &options.dir)).collect();
+        let views = disks
+            .enumerate()
+            .map(|(n, d)| View::new(d, &options.tag, n, &options.dir))
+            .collect();
         let mut capture = Capture {
             qmp,
             journal,
@@ -272,7 +278,10 @@ impl<'j> Capture<'j> {
         undo: Undo,
         act: impl FnOnce(&mut Self) -> Result<T, CaptureError>,
     ) -> Result<T, CaptureError> {
-        let wrap = |source| CaptureError::Journal { step: name.to_owned(), source };
+        let wrap = |source| CaptureError::Journal {
+            step: name.to_owned(),
+            source,
+        };
         let token = self.journal.register(name, &undo).map_err(wrap)?;
         self.undos.push((token, undo));
         self.journal.step(name).map_err(wrap)?;
@@ -282,8 +291,12 @@ impl<'j> Capture<'j> {
     fn prepare_disks(&mut self, owner: (u32, u32)) -> Result<(), CaptureError> {
         for view in self.views.clone() {
             let id = view.disk.id.clone();
-            let file = Undo::DeletePath { path: view.scratch_path.clone() };
-            self.step(&format!("scratch {id}"), file, |_| view.create_scratch(owner))?;
+            let file = Undo::DeletePath {
+                path: view.scratch_path.clone(),
+            };
+            self.step(&format!("scratch {id}"), file, |_| {
+                view.create_scratch(owner)
+            })?;
             let undo = Undo::Disk {
                 guest: self.guest.clone(),
                 qdev: view.disk.qdev.clone(),
@@ -291,7 +304,9 @@ impl<'j> Capture<'j> {
                 filter_node: view.filter.clone(),
                 scratch_node: view.scratch.clone(),
             };
-            self.step(&format!("filter {id}"), undo, |c| view.add_nodes(&mut c.qmp))?;
+            self.step(&format!("filter {id}"), undo, |c| {
+                view.add_nodes(&mut c.qmp)
+            })?;
         }
         Ok(())
     }
@@ -318,17 +333,21 @@ impl<'j> Capture<'j> {
         let state = run_state(&mut self.qmp)?;
         match state.as_str() {
             "running" => {
-                let undo = Undo::Resume { guest: self.guest.clone() };
-                let wrap = |source| CaptureError::Journal { step: "pause".into(), source };
+                let undo = Undo::Resume {
+                    guest: self.guest.clone(),
+                };
+                let wrap = |source| CaptureError::Journal {
+                    step: "pause".into(),
+                    source,
+                };
                 let token = self.journal.register("pause", &undo).map_err(wrap)?;
                 self.undos.push((token, undo));
-                let guard =
-                    Guard::start(&options.guard, self.qmp.as_fd(), options.pause_deadline)?;
+                let guard = Guard::start(&options.guard, self.qmp.as_fd())?;
                 let outcome = self
                     .journal
                     .step("pause")
                     .map_err(wrap)
-                    .and_then(|()| self.pause_and_switch(options));
+                    .and_then(|()| self.pause_and_switch(options, &guard));
                 // Make sure it runs before the guard is let go, whatever happened.
                 let resumed = self.undo_last();
                 let released = guard.release();
@@ -337,7 +356,10 @@ impl<'j> Capture<'j> {
                 released?;
                 self.journal
                     .step("resumed")
-                    .map_err(|source| CaptureError::Journal { step: "resumed".into(), source })
+                    .map_err(|source| CaptureError::Journal {
+                        step: "resumed".into(),
+                        source,
+                    })
             }
             "paused" | "prelaunch" | "shutdown" | "suspended" | "io-error" | "guest-panicked"
             | "watchdog" | "debug" | "postmigrate" | "internal-error" => {
@@ -347,16 +369,23 @@ impl<'j> Capture<'j> {
         }
     }
 
-    fn pause_and_switch(&mut self, options: &CaptureOptions) -> Result<(), CaptureError> {
+    fn pause_and_switch(
+        &mut self,
+        options: &CaptureOptions,
+        guard: &Guard,
+    ) -> Result<(), CaptureError> {
         self.qmp.take_events()?;
         if !options.memory {
+            guard.arm(options.pause_deadline)?;
             return self.disks_only();
         }
-        for _ in 0..HOLD_TRIES {
-            if self.at_boundary(options)? {
+        let arm = || guard.arm(options.pause_deadline);
+        while self.point.missed < HOLD_TRIES {
+            if self.at_boundary(options, &arm)? {
                 return Ok(());
             }
         }
+        guard.arm(options.pause_deadline + options.preparation_limit)?;
         self.stop_first(options)
     }
 
@@ -371,7 +400,11 @@ impl<'j> Capture<'j> {
     }
 
     /// One try at the boundary; `false` when it was missed and all is as before.
-    fn at_boundary(&mut self, options: &CaptureOptions) -> Result<bool, CaptureError> {
+    fn at_boundary(
+        &mut self,
+        options: &CaptureOptions,
+        arm: &dyn Fn() -> std::io::Result<()>,
+    ) -> Result<bool, CaptureError> {
         let stream = memory::open_stream(&mut self.qmp, options.spool.clone())?;
         let mut commands = vec![Command::new("stop", Value::Null)];
         commands.extend(self.views.iter().map(View::switch));
@@ -380,7 +413,13 @@ impl<'j> Capture<'j> {
         let migrate = self.qmp.send(&[migrate_command()])?;
         let outcome = {
             let received = || stream.spool.received_bytes();
-            let watch = Watch { pid, before, stream_inode: stream.inode, received: &received };
+            let watch = Watch {
+                pid,
+                before,
+                stream_inode: stream.inode,
+                arm,
+                received: &received,
+            };
             watch.switch_at_boundary(&mut self.qmp, &commands)?
         };
         match outcome {
@@ -413,8 +452,7 @@ impl<'j> Capture<'j> {
             Outcome::NotPermitted => {
                 self.point.missed = HOLD_TRIES;
                 self.give_up_stream(stream, &migrate)?;
-                self.stop_first(options)?;
-                Ok(true)
+                Ok(false)
             }
         }
     }
@@ -428,15 +466,15 @@ impl<'j> Capture<'j> {
         Ok(())
     }
 
-    /// Ends a snapshot that was begun in vain; the guest was not switched and runs.
+    /// Ends a snapshot that was begun in vain, draining it until QEMU has let go of it.
     fn give_up_stream(
         &mut self,
         stream: Stream,
         migrate: &[crate::qmp::Pending],
     ) -> Result<(), CaptureError> {
-        stream.spool.give_up("the boundary was missed");
         self.accept(migrate)?;
-        memory::wait_idle(&mut self.qmp, Duration::from_secs(30))?;
+        cancel_migration(&mut self.qmp)?;
+        stream.spool.give_up("the boundary was missed");
         self.qmp.take_events()?;
         Ok(())
     }
@@ -504,7 +542,9 @@ impl<'j> Capture<'j> {
         }
         let names: Vec<&str> = seen.iter().map(|e| e.name.as_str()).collect();
         if names != ["STOP", "RESUME"] {
-            return Err(CaptureError::NotOneInstant { reason: format!("events {names:?}") });
+            return Err(CaptureError::NotOneInstant {
+                reason: format!("events {names:?}"),
+            });
         }
         self.point.time_us = seen[0].time_us;
         #[allow(clippy::cast_precision_loss)] // a pause of 2^53 µs is 285 years
@@ -552,7 +592,9 @@ impl<'j> Capture<'j> {
         limit: Duration,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<SpoolData>, CaptureError> {
-        let Some(stream) = self.stream.take() else { return Ok(None) };
+        let Some(stream) = self.stream.take() else {
+            return Ok(None);
+        };
         let outcome = memory::wait_for_end(&mut self.qmp, limit, cancelled);
         if let Err(error) = outcome {
             stream.spool.give_up("the capture failed");
@@ -592,11 +634,16 @@ impl<'j> Capture<'j> {
     }
 
     fn undo_last(&mut self) -> Result<(), CaptureError> {
-        let Some((token, undo)) = self.undos.pop() else { return Ok(()) };
+        let Some((token, undo)) = self.undos.pop() else {
+            return Ok(());
+        };
         undo.apply_with(Some(&mut self.qmp))?;
         self.journal
             .undone(token)
-            .map_err(|source| CaptureError::Journal { step: undo.describe(), source })
+            .map_err(|source| CaptureError::Journal {
+                step: undo.describe(),
+                source,
+            })
     }
 }
 
@@ -612,9 +659,13 @@ impl Drop for Capture<'_> {
 }
 
 fn guest_ref(qmp: &Qmp) -> Result<GuestRef, CaptureError> {
-    let process = ProcessId::of(qmp.peer().pid)
-        .ok_or_else(|| QmpError::Gone { path: qmp.path().to_owned() })?;
-    Ok(GuestRef { qmp: qmp.path().to_owned(), process })
+    let process = ProcessId::of(qmp.peer().pid).ok_or_else(|| QmpError::Gone {
+        path: qmp.path().to_owned(),
+    })?;
+    Ok(GuestRef {
+        qmp: qmp.path().to_owned(),
+        process,
+    })
 }
 
 fn migrate_command() -> Command {

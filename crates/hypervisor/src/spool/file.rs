@@ -72,7 +72,10 @@ mod tests {
     #[test]
     fn both_ways_leave_no_name_and_are_private() {
         let dir = tempfile::tempdir().unwrap();
-        for file in [open(dir.path()).unwrap(), open_and_unlink(dir.path()).unwrap()] {
+        for file in [
+            open(dir.path()).unwrap(),
+            open_and_unlink(dir.path()).unwrap(),
+        ] {
             let metadata = file.metadata().unwrap();
             assert_eq!(metadata.nlink(), 0);
             assert_eq!(metadata.mode() & 0o077, 0);

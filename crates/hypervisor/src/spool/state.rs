@@ -203,10 +203,10 @@ impl Shared {
             slots = std::mem::take(&mut state.slots);
             state.end = Some(End::Failed(error));
         }
-        self.progress.notify_all();
-        self.spill.notify_all();
         drop(state);
         self.shut_socket();
+        self.progress.notify_all();
+        self.spill.notify_all();
         drop(slots);
     }
 

@@ -254,7 +254,10 @@ fn giving_up_wakes_everybody() {
     assert!(producer.join().unwrap().error.is_some());
     waiting.join().unwrap();
     let error = spool.finish().unwrap_err();
-    assert_eq!(error.to_string(), "given up: the guest's pause was too long");
+    assert_eq!(
+        error.to_string(),
+        "given up: the guest's pause was too long"
+    );
 }
 
 #[test]

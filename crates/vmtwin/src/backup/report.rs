@@ -1,0 +1,90 @@
+//! What a backup answers, per guest.
+
+use serde::Serialize;
+use vmtwin_hypervisor::capture::Point;
+use vmtwin_repository::FileStats;
+
+/// The outcome for one guest.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct BackupReport {
+    /// The guest.
+    pub(crate) vm: String,
+    /// Id of the snapshot; none where the backup failed.
+    pub(crate) snapshot: Option<String>,
+    /// Consistency kept.
+    pub(crate) consistency: Option<String>,
+    /// Consistency asked for.
+    pub(crate) consistency_asked: String,
+    /// STOP to RESUME by QEMU's events; none where the guest was not paused.
+    pub(crate) pause_ms: Option<f64>,
+    /// The point, RFC 3339.
+    pub(crate) time: Option<String>,
+    /// How the pause was made, and what came before it.
+    pub(crate) point: Option<Point>,
+    /// Length of disks and memory.
+    pub(crate) bytes_total: u64,
+    /// Bytes read.
+    pub(crate) bytes_read: u64,
+    /// Bytes the repository did not have.
+    pub(crate) bytes_new: u64,
+    /// What those take in the repository.
+    pub(crate) bytes_stored: u64,
+    /// Seconds per phase.
+    pub(crate) seconds: Seconds,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+    /// Why it failed.
+    pub(crate) error: Option<String>,
+}
+
+/// Seconds per phase.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Seconds {
+    /// Inspection, repository, lock.
+    pub(crate) prepare: f64,
+    /// Scratch, filters, huge pages, the point itself.
+    pub(crate) capture: f64,
+    /// Until the memory stream had come.
+    pub(crate) memory: f64,
+    /// Reading and storing disks.
+    pub(crate) disks: f64,
+    /// Storing memory.
+    pub(crate) store_memory: f64,
+    /// Index, tree, snapshot.
+    pub(crate) finish: f64,
+    /// From the instruction to the snapshot.
+    pub(crate) total: f64,
+}
+
+impl BackupReport {
+    /// Adds what storing a file or an image did.
+    pub(crate) fn count(&mut self, stats: &FileStats) {
+        self.bytes_total += stats.bytes_total;
+        self.bytes_read += stats.bytes_read;
+        self.bytes_new += stats.bytes_new;
+        self.bytes_stored += stats.bytes_stored;
+    }
+
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        if let Some(error) = &self.error {
+            return format!("{}: FAILED: {error}", self.vm);
+        }
+        let pause = match self.pause_ms {
+            Some(ms) => format!("paused {ms:.1} ms"),
+            None => "not paused (it was not running)".to_owned(),
+        };
+        format!(
+            "{}: snapshot {} ({}), {pause}; read {}, new {}, stored {} in {:.1} s",
+            self.vm,
+            self.snapshot
+                .as_deref()
+                .map_or("", |s| &s[..s.len().min(8)]),
+            self.consistency.as_deref().unwrap_or("?"),
+            crate::ui::bytes(self.bytes_read),
+            crate::ui::bytes(self.bytes_new),
+            crate::ui::bytes(self.bytes_stored),
+            self.seconds.total,
+        )
+    }
+}

@@ -1,0 +1,267 @@
+//! The command line: every flag with its help, in one place.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Live backup of QEMU/KVM guests: milliseconds of pause, nothing installed in the guest.
+#[derive(Debug, Parser)]
+#[command(name = "vmtwin", version, max_term_width = 100, after_help = TOP_EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const TOP_EXAMPLES: &str = "Examples:
+  vmtwin init                                     make a repository and a catalog
+  vmtwin vm add web01 --qmp /run/web01.qmp        put a guest into the table
+  vmtwin backup web01                             back it up while it runs
+  vmtwin snapshot list
+  vmtwin restore latest --to /var/restored --run  start it from the point
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings.";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Folder of catalog, settings, spool and scratch [default: the user's data folder]
+    #[arg(long, global = true, env = "VMTWIN_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Repository: a folder, or file:///FOLDER [default: what `init` was given]
+    #[arg(long, global = true, env = "VMTWIN_REPO", value_name = "URL")]
+    pub(crate) repo: Option<String>,
+    /// File whose first line is the repository's password
+    #[arg(long, global = true, env = "VMTWIN_PASSWORD_FILE", value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Command that prints the repository's password
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_PASSWORD_COMMAND",
+        value_name = "COMMAND"
+    )]
+    pub(crate) password_command: Option<String>,
+    /// One JSON document on stdout; logs and progress stay on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress bars
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a repository and a catalog
+    #[command(
+        after_help = "Example:\n  vmtwin init --repo /backup/vms\n\nThe password comes from \
+        VMTWIN_PASSWORD, --password-file or --password-command. Where there is none, one is made, \
+        shown once, and kept in the home folder for this user alone. Write it down: without it \
+        nothing can be restored."
+    )]
+    Init,
+    /// The table of guests
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Back up guests while they run
+    Backup(BackupArgs),
+    /// Look at what was backed up
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Give a guest back: its disks, or the running machine
+    Restore(RestoreArgs),
+    /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
+    #[command(
+        after_help = "Every command that touches guests does this first, so it is seldom \
+        needed by hand. It never touches what a backup that still runs is using."
+    )]
+    Recover,
+    /// The pause guard (internal)
+    #[command(name = "pause-guard", hide = true)]
+    PauseGuard,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Put a guest into the table
+    #[command(
+        after_help = "Example:\n  vmtwin vm add web01 --qmp /run/web01.qmp\n\nQEMU must \
+        have been started with a monitor of its own for vmtwin, since a monitor serves one client \
+        at a time:\n  -qmp unix:/run/web01.qmp,server=on,wait=off"
+    )]
+    Add {
+        /// Name in the table
+        name: String,
+        /// QMP socket of the guest
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+    },
+    /// List the guests, as QEMU reports them now
+    List,
+    /// Show a guest: its disks, where they lie, what would block a backup
+    Show {
+        /// Name in the table
+        name: String,
+    },
+    /// Take a guest out of the table; its snapshots stay
+    Remove {
+        /// Name in the table
+        name: String,
+    },
+}
+
+/// Consistency of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Consistency {
+    /// A disk that every application finds cleanly closed, by a twin (not in this version)
+    Application,
+    /// Memory and disks at one instant: the guest can be resumed from it
+    State,
+    /// File systems frozen by the guest's agent (not in this version)
+    Filesystem,
+    /// Disks alone at one instant, as after a power cut
+    Crash,
+}
+
+impl Consistency {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Application => "application",
+            Consistency::State => "state",
+            Consistency::Filesystem => "filesystem",
+            Consistency::Crash => "crash",
+        }
+    }
+}
+
+/// What a backup may fall back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fallback {
+    /// Disks alone at one instant
+    Crash,
+}
+
+/// Order of several guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Order {
+    /// As given
+    Fixed,
+    /// Shuffled
+    Random,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin backup web01
+  vmtwin backup web01 db01 --order random --json
+  vmtwin backup web01 --consistency state --or crash
+
+The guest is paused for some milliseconds; the data is read and stored while it runs. A backup that
+cannot keep the consistency asked for fails, unless --or allows a lesser one; it is labelled as what
+it is. A backup that fails or is cancelled leaves no snapshot, and the guest runs on.")]
+pub(crate) struct BackupArgs {
+    /// Guests, by name
+    #[arg(required = true, value_name = "VM")]
+    pub(crate) vms: Vec<String>,
+    /// Promise that the backup keeps, or fails
+    #[arg(long, value_enum, default_value = "state")]
+    pub(crate) consistency: Consistency,
+    /// What it may fall back to when the promise cannot be kept (exit code 3)
+    #[arg(long = "or", value_enum)]
+    pub(crate) or: Option<Fallback>,
+    /// Read everything, even where it is known what changed (this version always does)
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Order of several guests
+    #[arg(long, value_enum, default_value = "fixed")]
+    pub(crate) order: Order,
+    /// Folder for scratch images [default: in the home folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Memory the spool may hold before it uses the disk, MiB
+    #[arg(long, value_name = "MIB", default_value = "512")]
+    pub(crate) spool_memory_mib: u64,
+    /// Longest time for the memory stream; after it the capture is given up, seconds
+    #[arg(long, value_name = "S", default_value = "600")]
+    pub(crate) memory_deadline_s: u64,
+    /// Longest pause; after it the guest is resumed and the backup fails, milliseconds
+    #[arg(long, value_name = "MS", default_value = "1500")]
+    pub(crate) pause_deadline_ms: u64,
+    /// Longest work on huge pages before the pause, which shortens it, seconds (0: none)
+    #[arg(long, value_name = "S", default_value = "30")]
+    pub(crate) collapse_limit_s: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// List snapshots, oldest first
+    List {
+        /// Of this guest only
+        vm: Option<String>,
+    },
+    /// Show one snapshot: point, disks, memory, machine
+    Show {
+        /// Id, the first digits of it, or `latest`
+        id: String,
+    },
+}
+
+/// Image format of restored disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// qcow2
+    Qcow2,
+    /// Raw, sparse
+    Raw,
+}
+
+/// Network of a restored guest that is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// Cables that lead nowhere: harmless beside the original
+    None,
+    /// QEMU's user-mode network: out through this host
+    User,
+    /// As it was: only when the original is gone
+    Original,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin restore latest --to /var/restored             disks only, in their format
+  vmtwin restore 1a2b3c4d --to /var/restored --run     the running machine, from the point
+  vmtwin restore 1a2b3c4d --to /mnt/x --format raw --disk disk1
+
+Needs the repository and its password, nothing else. Without --force nothing is overwritten.")]
+pub(crate) struct RestoreArgs {
+    /// Id of the snapshot, the first digits of it, or `latest`
+    pub(crate) id: String,
+    /// Folder to restore to [default: ./NAME-ID]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+    /// New name of the guest
+    #[arg(long = "as", value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Start the guest from the point, on the restored disks
+    #[arg(long)]
+    pub(crate) run: bool,
+    /// Format of the disks [default: as they were]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
+    /// Only this disk (may be given more than once)
+    #[arg(long = "disk", value_name = "ID")]
+    pub(crate) disks: Vec<String>,
+    /// Also write the memory as a stream for QEMU's -incoming file:
+    #[arg(long)]
+    pub(crate) memory: bool,
+    /// Network of the started guest
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) network: Network,
+    /// Accelerator of the started guest, such as kvm or tcg [default: as it was]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) accel: Option<String>,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+}

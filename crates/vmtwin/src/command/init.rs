@@ -1,0 +1,87 @@
+//! `vmtwin init`: a repository and a catalog.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmtwin_repository::{Error, Password, Repository};
+
+use crate::db::Db;
+use crate::home::{Home, make_password};
+use crate::ui::Ui;
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct InitReport {
+    home: String,
+    repository: String,
+    repository_id: String,
+    /// Whether the repository was made now (else it was there and the password opens it).
+    created: bool,
+    /// The password, where it was made now: shown this once.
+    password: Option<String>,
+    password_file: Option<String>,
+}
+
+/// Makes what is missing. May be repeated: an existing repository that the password opens is kept.
+pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
+    let location = home.location()?;
+    let (password, made) = match home.password()? {
+        Some(password) => (password, None),
+        None => {
+            let text = make_password()?;
+            (Password::new(text.clone()), Some(text))
+        }
+    };
+    let (repository, created) = match Repository::init(&location, &password) {
+        Ok(repository) => (repository, true),
+        Err(Error::AlreadyExists { .. }) => {
+            let hint = || {
+                format!(
+                    "a repository exists at {location}, and cannot be opened with the password \
+                         given; set VMTWIN_PASSWORD or --password-file to its own"
+                )
+            };
+            (
+                Repository::open(&location, &password).with_context(hint)?,
+                false,
+            )
+        }
+        Err(other) => {
+            return Err(other).with_context(|| format!("cannot make a repository at {location}"));
+        }
+    };
+    let password_file = match (&made, created) {
+        (Some(text), true) => Some(home.keep_password(text)?),
+        _ => None,
+    };
+    home.keep_location(&location)?;
+    Db::open(home)?;
+    let report = InitReport {
+        home: home.dir().display().to_string(),
+        repository: location.to_string(),
+        repository_id: repository.id(),
+        created,
+        password: password_file.as_ref().and(made),
+        password_file: password_file.map(|p| p.display().to_string()),
+    };
+    ui.result(&report, || text(&report))
+}
+
+fn text(report: &InitReport) -> String {
+    let verb = if report.created { "made" } else { "found" };
+    let mut lines = vec![
+        format!(
+            "repository {verb}: {} (id {})",
+            report.repository,
+            &report.repository_id[..8]
+        ),
+        format!("catalog: {}/catalog.db", report.home),
+    ];
+    if let (Some(password), Some(file)) = (&report.password, &report.password_file) {
+        lines.push(format!(
+            "password: {password}\n  Shown this once and kept in {file}. Write it down elsewhere: \
+             without it nothing can be restored."
+        ));
+    }
+    lines.push("next: vmtwin vm add NAME --qmp SOCKET".into());
+    lines.join("\n")
+}

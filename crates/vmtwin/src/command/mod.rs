@@ -1,0 +1,6 @@
+//! The commands, one file a noun.
+
+pub(crate) mod init;
+pub(crate) mod restore;
+pub(crate) mod snapshot;
+pub(crate) mod vm;

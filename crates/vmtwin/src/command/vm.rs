@@ -1,0 +1,198 @@
+//! `vmtwin vm …`: the table of guests.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmtwin_catalog::{Connection, ConnectionKind, NewVm, Vm, VmRole, VmState};
+use vmtwin_hypervisor::inspect::inspect;
+use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::qmp::{Qmp, QmpError};
+
+use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
+use crate::cli::VmCommand;
+use crate::ui::{bytes, table};
+
+/// A guest as the table holds it now.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    vm: Vm,
+    /// Why QEMU could not be asked just now; the rest is what was last known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreachable: Option<String>,
+}
+
+pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
+    match command {
+        VmCommand::Add { name, qmp } => add(cx, name, qmp),
+        VmCommand::List => list(cx),
+        VmCommand::Show { name } => show(cx, name),
+        VmCommand::Remove { name } => remove(cx, name),
+    }
+}
+
+fn add(cx: &Cx<'_>, name: &str, socket: &Path) -> Result<()> {
+    let socket: PathBuf = std::path::absolute(socket)?;
+    let mut qmp =
+        Qmp::connect(&socket, CONNECT_TIMEOUT).with_context(|| format!("cannot add {name}"))?;
+    let machine = inspect(&mut qmp)?;
+    drop(qmp);
+    let connection = Connection {
+        kind: ConnectionKind::Qmp,
+        address: socket.display().to_string(),
+    };
+    let new = NewVm {
+        id: None,
+        name: name.to_owned(),
+        connection: connection.clone(),
+        role: VmRole::Guest,
+        twin_of: None,
+    };
+    match cx.db.run(async |c| c.add_vm(new).await) {
+        Ok(_) => {}
+        Err(vmtwin_catalog::Error::Exists { .. })
+            if cx.db.run(async |c| c.vm_by_name(name).await)?.connection == connection => {}
+        Err(error) => return Err(error.into()),
+    }
+    let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    update_table(cx.db, &vm, &machine)?;
+    show(cx, name)
+}
+
+fn remove(cx: &Cx<'_>, name: &str) -> Result<()> {
+    let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    cx.db.run(async |c| c.remove_vm(&vm.id).await)?;
+    cx.ui.result(&serde_json::json!({ "removed": name }), || {
+        format!("removed {name}")
+    })
+}
+
+fn list(cx: &Cx<'_>) -> Result<()> {
+    let mut rows = Vec::new();
+    for vm in cx.db.run(async |c| c.vms().await)? {
+        rows.push(refresh(cx, vm)?);
+    }
+    cx.ui.result(&rows, || {
+        if rows.is_empty() {
+            return "no guests yet; add one: vmtwin vm add NAME --qmp SOCKET".into();
+        }
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|r| {
+                let included = r.vm.disks.iter().filter(|d| d.found.included);
+                vec![
+                    r.vm.name.clone(),
+                    state_text(r),
+                    r.vm.memory_bytes.map_or("-".into(), bytes),
+                    included.clone().count().to_string(),
+                    bytes(included.map(|d| d.found.size_bytes).sum()),
+                    r.vm.connection.address.clone(),
+                ]
+            })
+            .collect();
+        table(
+            &["NAME", "STATE", "MEMORY", "DISKS", "SIZE", "CONNECTION"],
+            &cells,
+        )
+    })
+}
+
+fn state_text(row: &Row) -> String {
+    let flag = if row.vm.resume_flag {
+        " (to be resumed)"
+    } else {
+        ""
+    };
+    match &row.unreachable {
+        Some(_) => format!("{} (no answer){flag}", row.vm.state),
+        None => format!("{}{flag}", row.vm.state),
+    }
+}
+
+/// Asks QEMU; what is gone is stopped, what is busy keeps what was last known.
+fn refresh(cx: &Cx<'_>, vm: Vm) -> Result<Row> {
+    let asked = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT)
+        .map_err(anyhow::Error::from)
+        .and_then(|mut qmp| Ok(inspect(&mut qmp)?));
+    let unreachable = match asked {
+        Ok(machine) => {
+            update_table(cx.db, &vm, &machine)?;
+            None
+        }
+        Err(error) => {
+            if error
+                .downcast_ref::<QmpError>()
+                .is_some_and(QmpError::is_gone)
+                && !vm.resume_flag
+            {
+                cx.db
+                    .run(async |c| c.set_state(&vm.id, VmState::Stopped).await)?;
+            }
+            Some(format!("{error:#}"))
+        }
+    };
+    let vm = cx.db.run(async |c| c.vm(&vm.id).await)?;
+    Ok(Row { vm, unreachable })
+}
+
+fn show(cx: &Cx<'_>, name: &str) -> Result<()> {
+    let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    let row = refresh(cx, vm)?;
+    let machine: Option<Machine> = row
+        .vm
+        .machine
+        .clone()
+        .and_then(|m| serde_json::from_value(m).ok());
+    cx.ui.result(&row, || text(&row, machine.as_ref()))
+}
+
+fn text(row: &Row, machine: Option<&Machine>) -> String {
+    let vm = &row.vm;
+    let mut lines = vec![
+        format!("{}  {}", vm.name, state_text(row)),
+        format!("  id          {}", vm.id),
+        format!(
+            "  connection  {} {}",
+            vm.connection.kind, vm.connection.address
+        ),
+        format!(
+            "  memory      {}",
+            vm.memory_bytes.map_or("-".into(), bytes)
+        ),
+    ];
+    if let Some(reason) = &row.unreachable {
+        lines.push(format!("  no answer   {reason}"));
+    }
+    if let Some(m) = machine {
+        lines.push(format!(
+            "  machine     {} on QEMU {}, pid {}",
+            m.machine_type, m.qemu_version, m.pid
+        ));
+        let cells: Vec<Vec<String>> = m
+            .disks
+            .iter()
+            .map(|d| {
+                vec![
+                    format!("  {}", d.id),
+                    bytes(d.size_bytes),
+                    d.format.clone(),
+                    d.excluded_because.clone().unwrap_or_else(|| "yes".into()),
+                    d.address.clone(),
+                ]
+            })
+            .collect();
+        lines.push(table(
+            &["  DISK", "SIZE", "FORMAT", "BACKED UP", "ADDRESS"],
+            &cells,
+        ));
+        for (what, reasons) in [
+            ("no backup", &m.blockers),
+            ("no memory", &m.memory_blockers),
+        ] {
+            lines.extend(reasons.iter().map(|r| format!("  {what}: {r}")));
+        }
+        lines.push(format!("  started as  {}", m.args.join(" ")));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,236 @@
+//! The home folder: where catalog, settings, password, spool and scratch lie.
+//!
+//! ```text
+//!   HOME/catalog.db     catalog
+//!   HOME/config.json    settings: the repository
+//!   HOME/password       made by `init` where none was given; for this user alone
+//!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
+//!   HOME/spool/         unlinked spool files
+//! ```
+
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use vmtwin_repository::{Location, Password, Repository};
+
+use crate::cli::Global;
+
+/// Longest password accepted from a file or a command, bytes.
+const MAX_PASSWORD_BYTES: u64 = 4096;
+
+/// The home folder and what the command line says beside it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: PathBuf,
+    repo: Option<String>,
+    password_file: Option<PathBuf>,
+    password_command: Option<String>,
+}
+
+/// `config.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    /// Location of the repository.
+    repository: Option<String>,
+}
+
+impl Home {
+    /// Finds the home folder and makes it where it is missing.
+    pub(crate) fn open(global: &Global) -> Result<Home> {
+        let dir = match &global.home {
+            Some(dir) => std::path::absolute(dir)?,
+            None => default_dir()?,
+        };
+        private_dir(&dir)?;
+        Ok(Home {
+            dir,
+            repo: global.repo.clone(),
+            password_file: global.password_file.clone(),
+            password_command: global.password_command.clone(),
+        })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn catalog(&self) -> PathBuf {
+        self.dir.join("catalog.db")
+    }
+
+    /// Folder that holds one folder per running backup.
+    pub(crate) fn run_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("run");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
+    pub(crate) fn spool_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("spool");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// Where the repository is: the command line, the settings, or a folder in the home folder.
+    pub(crate) fn location(&self) -> Result<Location> {
+        let text = match &self.repo {
+            Some(text) => text.clone(),
+            None => match self.config()?.repository {
+                Some(text) => text,
+                None => self.dir.join("repository").display().to_string(),
+            },
+        };
+        Ok(Location::parse(&text)?)
+    }
+
+    /// Opens the repository.
+    pub(crate) fn repository(&self) -> Result<Repository> {
+        let location = self.location()?;
+        let Some(password) = self.password()? else {
+            bail!(
+                "no password for the repository {location}: set VMTWIN_PASSWORD, or give \
+                 --password-file or --password-command, or run: vmtwin init"
+            );
+        };
+        Repository::open(&location, &password)
+            .with_context(|| format!("cannot open the repository {location}"))
+    }
+
+    /// The password, from wherever it is given.
+    pub(crate) fn password(&self) -> Result<Option<Password>> {
+        if let Some(file) = &self.password_file {
+            return read_password(file).map(Some);
+        }
+        if let Some(command) = &self.password_command {
+            return password_of_command(command).map(Some);
+        }
+        if let Ok(text) = std::env::var("VMTWIN_PASSWORD") {
+            return Ok(Some(Password::new(text)));
+        }
+        let kept = self.password_path();
+        if kept.exists() {
+            read_password(&kept).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn password_path(&self) -> PathBuf {
+        self.dir.join("password")
+    }
+
+    /// Keeps a password that was made here, readable by this user alone.
+    pub(crate) fn keep_password(&self, text: &str) -> Result<PathBuf> {
+        let path = self.password_path();
+        write_private(&path, format!("{text}\n").as_bytes())?;
+        Ok(path)
+    }
+
+    /// Remembers where the repository is.
+    pub(crate) fn keep_location(&self, location: &Location) -> Result<()> {
+        let config = Config {
+            repository: Some(location.to_string()),
+        };
+        write_private(
+            &self.config_path(),
+            serde_json::to_string_pretty(&config)?.as_bytes(),
+        )
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.dir.join("config.json")
+    }
+
+    fn config(&self) -> Result<Config> {
+        let path = self.config_path();
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("{} is not a valid settings file", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Config::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}
+
+fn default_dir() -> Result<PathBuf> {
+    if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|d| !d.is_empty()) {
+        return Ok(PathBuf::from(data).join("vmtwin"));
+    }
+    let Some(user) = std::env::var_os("HOME") else {
+        bail!("no home folder: set VMTWIN_HOME or give --home");
+    };
+    Ok(PathBuf::from(user).join(".local/share/vmtwin"))
+}
+
+/// Makes a folder for this user (others may pass through, QEMU's user must reach its sockets).
+fn private_dir(dir: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir)
+        .with_context(|| format!("cannot make the folder {}", dir.display()))
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read_password(path: &Path) -> Result<Password> {
+    let context = || format!("cannot read the password file {}", path.display());
+    let size = std::fs::metadata(path).with_context(context)?.len();
+    if size > MAX_PASSWORD_BYTES {
+        bail!("the password file {} is longer than 4 KiB", path.display());
+    }
+    let text = std::fs::read_to_string(path).with_context(context)?;
+    first_line(&text).with_context(|| format!("the password file {} is empty", path.display()))
+}
+
+fn password_of_command(command: &str) -> Result<Password> {
+    let output = std::process::Command::new("sh")
+        .args(["-c", command])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("cannot run the password command")?;
+    if !output.status.success() {
+        bail!("the password command failed ({})", output.status);
+    }
+    let text = String::from_utf8(output.stdout).context("the password is not UTF-8")?;
+    first_line(&text).context("the password command printed nothing")
+}
+
+fn first_line(text: &str) -> Option<Password> {
+    let line = text.lines().next()?;
+    (!line.is_empty()).then(|| Password::new(line.to_owned()))
+}
+
+/// A password of 160 random bits.
+pub(crate) fn make_password() -> Result<String> {
+    const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut bytes = [0u8; 32];
+    getrandom::fill(&mut bytes).context("no random numbers from the system")?;
+    let letters: Vec<u8> = bytes
+        .iter()
+        .map(|b| ALPHABET[usize::from(b % 32)])
+        .collect();
+    let groups: Vec<String> = letters
+        .chunks(8)
+        .map(|c| String::from_utf8_lossy(c).into_owned())
+        .collect();
+    Ok(groups.join("-"))
+}

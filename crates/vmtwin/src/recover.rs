@@ -1,0 +1,165 @@
+//! Recovery: finds what a crash left and undoes it.
+//!
+//! Three sources, from the surest to the last resort: the journal (every undo that was registered
+//! and not applied), the guests' own block graphs (nodes and exports that bear our names), and the
+//! file system (work folders, stale locks in the repository). What a live job uses is left alone.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm};
+use vmtwin_hypervisor::qmp::Qmp;
+use vmtwin_hypervisor::undo::{Undo, sweep};
+
+use crate::backup::{CONNECT_TIMEOUT, Cx};
+use crate::failpoint;
+
+/// Jobs looked at for live ones.
+const JOBS_LIMIT: u32 = 10_000;
+
+/// What was found and done.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct RecoverReport {
+    /// What was undone, in words.
+    pub(crate) undone: Vec<String>,
+    /// What could not be undone, and why.
+    pub(crate) failed: Vec<String>,
+}
+
+/// Undoes what the journal says of jobs whose process is gone. Done at every start.
+pub(crate) fn dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
+    let mut report = RecoverReport::default();
+    for job in cx.db.run(async |c| c.dead_jobs().await)? {
+        undo_job(cx, &job, &mut report)?;
+    }
+    for line in &report.undone {
+        cx.ui.note(&format!("recovered: {line}"));
+    }
+    if !report.failed.is_empty() {
+        bail!(
+            "an earlier job could not be undone: {}",
+            report.failed.join("; ")
+        );
+    }
+    Ok(report)
+}
+
+fn undo_job(cx: &Cx<'_>, job: &Job, report: &mut RecoverReport) -> Result<()> {
+    match cx.db.run(async |c| c.adopt_job(&job.id).await) {
+        Ok(_) => {}
+        // Another process recovers it.
+        Err(vmtwin_catalog::Error::Busy { .. } | vmtwin_catalog::Error::Ended { .. }) => {
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let steps = cx.db.run(async |c| c.open_steps(&job.id).await)?;
+    let mut failed = Vec::new();
+    for step in &steps {
+        match undo_step(cx, job, step) {
+            Ok(text) => report.undone.push(text),
+            Err(error) => failed.push(format!("{}: {error:#}", step.name)),
+        }
+    }
+    if failed.is_empty() {
+        cx.db
+            .run(async |c| c.finish_job(&job.id, Outcome::Undone, None).await)?;
+    } else {
+        let text = failed.join("; ");
+        cx.db.run(async |c| c.note_error(&job.id, &text).await)?;
+        report.failed.extend(failed);
+    }
+    Ok(())
+}
+
+fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
+    failpoint::pass(&format!("recover {}", step.name))?;
+    let undo: Undo = serde_json::from_value(step.undo.clone())
+        .context("the journal holds an undo that this version does not know")?;
+    undo.apply()?;
+    match (&undo, &job.vm_id) {
+        (Undo::Resume { .. }, Some(vm)) => {
+            cx.db.run(async |c| c.record_resume(vm, step.id).await)?;
+        }
+        _ => cx.db.run(async |c| c.mark_undone(step.id).await)?,
+    }
+    Ok(undo.describe())
+}
+
+/// The whole recovery, by hand.
+pub(crate) fn run(cx: &Cx<'_>) -> Result<RecoverReport> {
+    let mut report = RecoverReport::default();
+    for job in cx.db.run(async |c| c.dead_jobs().await)? {
+        undo_job(cx, &job, &mut report)?;
+    }
+    let live = live_jobs(cx)?;
+    for vm in cx.db.run(async |c| c.vms().await)? {
+        if !live.iter().any(|j| j.vm_id.as_ref() == Some(&vm.id)) {
+            sweep_guest(&vm, &mut report);
+        }
+    }
+    sweep_folders(cx, &live, &mut report)?;
+    sweep_locks(cx, &mut report);
+    Ok(report)
+}
+
+fn live_jobs(cx: &Cx<'_>) -> Result<Vec<Job>> {
+    let jobs = cx.db.run(async |c| c.jobs(JOBS_LIMIT).await)?;
+    Ok(jobs
+        .into_iter()
+        .filter(|j| j.state == JobState::Running)
+        .collect())
+}
+
+fn sweep_guest(vm: &Vm, report: &mut RecoverReport) {
+    let Ok(mut qmp) = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT) else {
+        return;
+    };
+    match sweep(&mut qmp, &|_| false) {
+        Ok(found) => report
+            .undone
+            .extend(found.into_iter().map(|f| format!("{}: {f}", vm.name))),
+        Err(error) => report.failed.push(format!("{}: {error}", vm.name)),
+    }
+}
+
+/// Work folders are named after their job.
+fn sweep_folders(cx: &Cx<'_>, live: &[Job], report: &mut RecoverReport) -> Result<()> {
+    let tags: HashSet<String> = live
+        .iter()
+        .map(|j| {
+            j.id.as_str()
+                .chars()
+                .filter(|c| *c != '-')
+                .take(8)
+                .collect()
+        })
+        .collect();
+    for entry in std::fs::read_dir(cx.home.run_dir()?)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_tag = name.len() == 8 && name.chars().all(|c| c.is_ascii_hexdigit());
+        if is_tag && !tags.contains(&name) {
+            let undo = Undo::DeletePath { path: entry.path() };
+            match undo.apply() {
+                Ok(()) => report.undone.push(undo.describe()),
+                Err(error) => report.failed.push(error.to_string()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Locks of ours whose process is gone. A repository that can't be opened is not recovery's job.
+fn sweep_locks(cx: &Cx<'_>, report: &mut RecoverReport) {
+    let Ok(repository) = cx.home.repository() else {
+        return;
+    };
+    match repository.remove_stale_locks() {
+        Ok(0) => {}
+        Ok(count) => report
+            .undone
+            .push(format!("remove {count} stale locks of the repository")),
+        Err(error) => report.failed.push(format!("stale locks: {error}")),
+    }
+}

@@ -1,0 +1,347 @@
+//! Starts the restored guest: plan before anything is written, start after everything is.
+//!
+//! ```text
+//! plan ─ check ─► start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
+//!                 └──────────────── drop: this QEMU ends, its files go ───────────────┘
+//! ```
+//! QEMU starts stopped, so that a guest that was paused at the point does not run for an instant,
+//! and nothing runs before all has worked.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmtwin_hypervisor::inspect::run_state;
+use vmtwin_hypervisor::launch::{
+    self, Incoming, LaunchPlan, LaunchRequest, Launched, RestoredDisk,
+};
+use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::qmp::{Qmp, QmpError};
+use vmtwin_repository::SnapshotReader;
+
+use super::error::RestoreError;
+use super::memory;
+use super::progress::Watch;
+use super::report::RunningGuest;
+use super::request::RestoreRequest;
+use super::state::StoredState;
+
+/// How long QEMU may take to greet.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long QEMU may take from the last byte of the state until it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(20);
+/// Longest path of a socket on Linux, bytes.
+const SOCKET_PATH_BYTES: usize = 107;
+
+const QMP_SOCKET: &str = "qmp.sock";
+const CONSOLE_LOG: &str = "console.log";
+const QEMU_LOG: &str = "qemu.log";
+
+/// A launch that was planned and may go ahead.
+#[derive(Debug)]
+pub(super) struct Launch {
+    plan: LaunchPlan,
+    console_log: PathBuf,
+    qemu_log: PathBuf,
+    /// The guest ran at the point, or boots.
+    resumes: bool,
+}
+
+/// A guest that was started. Dropping it ends it.
+pub(super) struct Started {
+    launched: Launched,
+    launch: Launch,
+    armed: bool,
+}
+
+impl Launch {
+    /// Plans, and checks what may be in the way. `run_state` is that at the point where a state
+    /// comes in.
+    pub(super) fn plan(
+        machine: &Machine,
+        request: &RestoreRequest,
+        dir: &Path,
+        disks: Vec<RestoredDisk>,
+        run_state: Option<&str>,
+    ) -> Result<Launch, RestoreError> {
+        check_program(machine)?;
+        let launch_request = LaunchRequest {
+            disks,
+            qmp_socket: dir.join(QMP_SOCKET),
+            incoming: if run_state.is_some() {
+                Incoming::State
+            } else {
+                Incoming::None
+            },
+            network: request.network,
+            name: request.name.clone(),
+            console_log: dir.join(CONSOLE_LOG),
+            dir: dir.to_owned(),
+            accel_override: request.accel.clone(),
+            new_vmgenid: true,
+            tpm_socket: None,
+        };
+        let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
+        plan.args.push("-S".to_owned());
+        check_socket(&plan.qmp_socket, request.force)?;
+        check_logs(dir, request.force)?;
+        Ok(Launch {
+            plan,
+            console_log: launch_request.console_log,
+            qemu_log: dir.join(QEMU_LOG),
+            resumes: run_state.is_none_or(|state| state == "running"),
+        })
+    }
+
+    /// What the plan warns of.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.plan.warnings
+    }
+
+    /// Starts the guest, gives it its state, and lets it run if it ran. Gives the length of the
+    /// stream too.
+    pub(super) fn start(
+        self,
+        reader: &SnapshotReader,
+        state: Option<&StoredState>,
+        watch: Watch<'_>,
+    ) -> Result<(Started, u64), RestoreError> {
+        let (feed, incoming) = match state {
+            Some(state) => {
+                let pair = UnixStream::pair().map_err(RestoreError::file("make", "a socket"))?;
+                (Some((state, pair.0)), Some(OwnedFd::from(pair.1)))
+            }
+            None => (None, None),
+        };
+        let launched = launch::start(&self.plan, incoming, &self.qemu_log);
+        let launched = launched.map_err(|error| {
+            self.remove_files();
+            RestoreError::Start(error)
+        })?;
+        let mut started = Started {
+            launched,
+            launch: self,
+            armed: true,
+        };
+        let fed = match feed {
+            Some((state, socket)) => started.feed(reader, state, socket, watch)?,
+            None => 0,
+        };
+        let mut qmp = started.ready(watch)?;
+        started.resume(&mut qmp)?;
+        Ok((started, fed))
+    }
+
+    fn remove_files(&self) {
+        for path in [&self.plan.qmp_socket, &self.console_log, &self.qemu_log] {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Started {
+    /// Gives QEMU the state. A QEMU that ends or hangs ends the feeding too.
+    fn feed(
+        &mut self,
+        reader: &SnapshotReader,
+        state: &StoredState,
+        mut socket: UnixStream,
+        watch: Watch<'_>,
+    ) -> Result<u64, RestoreError> {
+        let fed = thread::scope(|scope| {
+            let feeder = scope.spawn(move || memory::write(reader, state, &mut socket, watch));
+            while !feeder.is_finished() {
+                if (watch.cancelled)() {
+                    // Frees a feeder that waits for QEMU.
+                    let _ = self.launched.kill();
+                }
+                thread::sleep(POLL);
+            }
+            feeder.join().unwrap_or(Err(RestoreError::Internal {
+                what: "feeding of QEMU",
+            }))
+        });
+        match fed {
+            Err(RestoreError::Rebuild(error)) => {
+                Err(self.ended().unwrap_or(RestoreError::Rebuild(error)))
+            }
+            other => other,
+        }
+    }
+
+    /// Waits until the state is in.
+    fn ready(&mut self, watch: Watch<'_>) -> Result<Qmp, RestoreError> {
+        let start = Instant::now();
+        let mut state = "starting".to_owned();
+        let mut qmp = Qmp::connect(&self.launch.plan.qmp_socket, GREETING_TIMEOUT)
+            .map_err(|error| self.qmp_error(error))?;
+        while start.elapsed() < READY_TIMEOUT {
+            if (watch.cancelled)() {
+                return Err(RestoreError::Cancelled);
+            }
+            state = run_state(&mut qmp).map_err(|error| self.qmp_error(error))?;
+            if state != "inmigrate" {
+                return Ok(qmp);
+            }
+            thread::sleep(POLL);
+        }
+        let (seconds, tail) = (READY_TIMEOUT.as_secs(), self.launched.log_tail());
+        Err(RestoreError::NotReady {
+            state,
+            seconds,
+            tail,
+        })
+    }
+
+    fn resume(&mut self, qmp: &mut Qmp) -> Result<(), RestoreError> {
+        if !self.launch.resumes {
+            return Ok(());
+        }
+        let resumed = qmp.execute("cont", Value::Null);
+        resumed.map(drop).map_err(|error| self.qmp_error(error))
+    }
+
+    /// Leaves the guest running.
+    pub(super) fn keep(mut self) -> RunningGuest {
+        self.armed = false;
+        RunningGuest {
+            pid: self.launched.pid(),
+            qmp_socket: self.launch.plan.qmp_socket.clone(),
+            console_log: self.launch.console_log.clone(),
+            qemu_log: self.launch.qemu_log.clone(),
+            run_state: if self.launch.resumes {
+                "running"
+            } else {
+                "paused"
+            }
+            .to_owned(),
+            changes: self.launch.plan.changes.clone(),
+        }
+    }
+
+    /// An error of the monitor; where QEMU ended, its last words.
+    fn qmp_error(&mut self, error: QmpError) -> RestoreError {
+        match error.is_gone() {
+            true => self.ended().unwrap_or(RestoreError::Qmp(error)),
+            false => RestoreError::Qmp(error),
+        }
+    }
+
+    /// QEMU's last words, if it ended. It closes its sockets a moment before it does.
+    fn ended(&mut self) -> Option<RestoreError> {
+        for _ in 0..50 {
+            if let Ok(Some(status)) = self.launched.try_wait() {
+                let (status, tail) = (status.to_string(), self.launched.log_tail());
+                return Some(RestoreError::EndedEarly { status, tail });
+            }
+            thread::sleep(POLL);
+        }
+        None
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = self.launched.kill();
+            self.launch.remove_files();
+        }
+    }
+}
+
+/// A manifest is not trusted to name any program.
+fn check_program(machine: &Machine) -> Result<(), RestoreError> {
+    let program = machine.args.first().map(String::as_str).unwrap_or_default();
+    let name = Path::new(program)
+        .file_name()
+        .and_then(|name| name.to_str());
+    match name {
+        Some(name) if name.contains("qemu") || name == "kvm" => Ok(()),
+        _ => Err(RestoreError::NotQemu {
+            program: program.to_owned(),
+        }),
+    }
+}
+
+/// A socket that nobody listens on is what a killed guest left, and is no hindrance.
+fn check_socket(socket: &Path, force: bool) -> Result<(), RestoreError> {
+    let path = socket.to_owned();
+    if path.as_os_str().len() > SOCKET_PATH_BYTES {
+        return Err(RestoreError::PathTooLong {
+            path,
+            limit: SOCKET_PATH_BYTES,
+        });
+    }
+    if UnixStream::connect(socket).is_ok() {
+        return Err(RestoreError::RunsHere { socket: path });
+    }
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() && !force => Err(RestoreError::Exists { path }),
+        _ => Ok(()),
+    }
+}
+
+/// Logs are written to by QEMU itself, under their own names.
+fn check_logs(dir: &Path, force: bool) -> Result<(), RestoreError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(RestoreError::file("list", dir)(error)),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // Further consoles have numbers.
+        let ours = name == QEMU_LOG || name == CONSOLE_LOG || name.starts_with("console.log.");
+        if ours && !force {
+            return Err(RestoreError::Exists { path: entry.path() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_in_use_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(QMP_SOCKET);
+        check_socket(&path, false).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(matches!(
+            check_socket(&path, true),
+            Err(RestoreError::RunsHere { .. })
+        ));
+        drop(listener);
+        check_socket(&path, false).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(matches!(
+            check_socket(&path, false),
+            Err(RestoreError::Exists { .. })
+        ));
+    }
+
+    #[test]
+    fn old_logs_are_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        check_logs(dir.path(), false).unwrap();
+        fs::write(dir.path().join("console.log.2"), "").unwrap();
+        assert!(matches!(
+            check_logs(dir.path(), false),
+            Err(RestoreError::Exists { .. })
+        ));
+        check_logs(dir.path(), true).unwrap();
+    }
+}

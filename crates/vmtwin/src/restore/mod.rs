@@ -1,0 +1,39 @@
+//! Restores a guest from a snapshot: its disks, its memory, or the guest itself, running.
+//!
+//! Needs the repository and its password, nothing else. What a snapshot says is not trusted: names
+//! are checked before they become paths, sizes before they become files.
+//!
+//! ```text
+//! Inventory (read, check) ─► targets (all checked) ─► plan of the launch
+//!        ─► write `.NAME.vmtwin-partial` ─► publish (rename) ─► run ─► keep
+//!           └──────────── on any error or cancel: taken back ────────┘
+//! ```
+//! Up to `keep` everything is taken back: files of ours are removed, files that `force` replaced
+//! return, and a QEMU of ours ends.
+
+mod error;
+mod files;
+mod folder;
+mod in_use;
+mod inventory;
+mod launch;
+mod memory;
+mod name;
+mod nbd_server;
+mod progress;
+mod qcow2;
+mod raw;
+mod recipe;
+mod report;
+mod request;
+mod sparse_sink;
+mod state;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use error::RestoreError;
+pub use progress::{NoRestoreProgress, Phase, RestoreProgress};
+pub use recipe::restore;
+pub use report::{RestoreReport, RestoredDiskReport, RestoredMemory, RunningGuest};
+pub use request::{ImageFormat, RestoreRequest};

@@ -1,0 +1,150 @@
+//! `qemu-nbd` on one image, for one connection; it ends with it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmtwin_nbd::{Client, Options};
+
+use super::error::RestoreError;
+
+/// How long `qemu-nbd` may take to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long it may take to close the image after the connection ended.
+const END_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one request may take: a flush writes out what the system holds back.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(5);
+/// Most of its words that an error shows.
+const MESSAGE_BYTES: u64 = 2000;
+
+/// A running `qemu-nbd`. Dropping it ends it at once.
+#[derive(Debug)]
+pub(super) struct NbdServer {
+    child: Child,
+    image: PathBuf,
+    /// A folder that only we can enter, for the socket.
+    dir: PathBuf,
+}
+
+impl NbdServer {
+    /// Starts it on a qcow2 image, and connects. It ends when the connection does, so that it does
+    /// not outlive us.
+    pub(super) fn start(image: &Path) -> Result<(NbdServer, Client), RestoreError> {
+        let dir = socket_dir().map_err(RestoreError::file("make a folder for", image))?;
+        let spawned = log(&dir).and_then(|log| spawn(image, &dir, log));
+        let child = match spawned {
+            Ok(child) => child,
+            Err(source) => {
+                let _ = fs::remove_dir_all(&dir);
+                return Err(RestoreError::NoProgram {
+                    program: "qemu-nbd",
+                    source,
+                });
+            }
+        };
+        let mut server = NbdServer {
+            child,
+            image: image.to_owned(),
+            dir,
+        };
+        let client = server.connect()?;
+        Ok((server, client))
+    }
+
+    fn connect(&mut self) -> Result<Client, RestoreError> {
+        let socket = self.dir.join("socket");
+        let start = Instant::now();
+        while !socket.exists() {
+            let ended = !matches!(self.child.try_wait(), Ok(None));
+            if ended || start.elapsed() > START_TIMEOUT {
+                return Err(self.failed());
+            }
+            thread::sleep(POLL);
+        }
+        let options = Options {
+            request_timeout: REQUEST_TIMEOUT,
+            ..Options::default()
+        };
+        Client::connect_unix(&socket, "", &options).map_err(|source| RestoreError::Nbd {
+            path: self.image.clone(),
+            source,
+        })
+    }
+
+    /// Flushes, ends the connection, and waits until the image is closed.
+    pub(super) fn finish(mut self, client: Client) -> Result<(), RestoreError> {
+        let nbd = |source| RestoreError::Nbd {
+            path: self.image.clone(),
+            source,
+        };
+        client.flush().map_err(nbd)?;
+        client.disconnect().map_err(nbd)?;
+        let start = Instant::now();
+        while start.elapsed() < END_TIMEOUT {
+            match self.child.try_wait() {
+                Ok(None) => thread::sleep(POLL),
+                Ok(Some(status)) if status.success() => return Ok(()),
+                _ => break,
+            }
+        }
+        Err(self.failed())
+    }
+
+    fn failed(&self) -> RestoreError {
+        let mut message = String::new();
+        if let Ok(file) = File::open(self.dir.join("log")) {
+            let _ = file.take(MESSAGE_BYTES).read_to_string(&mut message);
+        }
+        RestoreError::Program {
+            program: "qemu-nbd",
+            path: self.image.clone(),
+            message: message.trim().to_owned(),
+        }
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn spawn(image: &Path, dir: &Path, log: File) -> io::Result<Child> {
+    Command::new("qemu-nbd")
+        .args([
+            "--format=qcow2",
+            "--cache=writeback",
+            "--discard=unmap",
+            "--socket",
+        ])
+        .arg(dir.join("socket"))
+        .arg("--")
+        .arg(image)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+}
+
+fn log(dir: &Path) -> io::Result<File> {
+    File::create(dir.join("log"))
+}
+
+/// A folder of a new name under the system's, since the path of a socket must be short.
+fn socket_dir() -> io::Result<PathBuf> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    let name = format!("vmtwin-nbd-{:016x}", u64::from_ne_bytes(random));
+    let dir = std::env::temp_dir().join(name);
+    DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
+}

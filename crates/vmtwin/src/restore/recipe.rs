@@ -1,0 +1,330 @@
+//! The recipe: what is done in which order.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use vmtwin_hypervisor::launch::RestoredDisk;
+use vmtwin_repository::{Repository, Snapshot, SnapshotReader};
+
+use super::error::RestoreError;
+use super::folder::Folder;
+use super::inventory::{Inventory, StoredDisk};
+use super::launch::Launch;
+use super::memory;
+use super::progress::{Phase, RestoreProgress, Watch};
+use super::report::{RestoreReport, RestoredDiskReport, RestoredMemory};
+use super::request::{ImageFormat, RestoreRequest};
+use super::state::StoredState;
+use super::target::{Partial, Published, Target};
+use super::{qcow2, raw};
+
+/// Name of the file that holds the memory of a guest that is not started.
+const MEMORY_FILE: &str = "memory.stream";
+/// Buffer before that file.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Everything that is known before the first byte is written.
+struct Plan {
+    inventory: Inventory,
+    state: Option<StoredState>,
+    /// In the order of the inventory's.
+    disks: Vec<(ImageFormat, Target)>,
+    files: Vec<Target>,
+    memory: Option<Target>,
+    launch: Option<Launch>,
+}
+
+/// What was written, under its partial name.
+struct Written {
+    disks: Vec<RestoredDiskReport>,
+    memory: Option<RestoredMemory>,
+    partials: Vec<Partial>,
+    files: Vec<std::path::PathBuf>,
+}
+
+/// Restores a snapshot into a folder.
+///
+/// # Errors
+/// See [`RestoreError`]. Nothing is left behind then, and nothing that was there is changed.
+pub fn restore(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+    progress: &dyn RestoreProgress,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<RestoreReport, RestoreError> {
+    let begun = Instant::now();
+    let watch = Watch {
+        progress,
+        cancelled,
+    };
+    let reader = repository.reader(snapshot)?;
+    let inventory = Inventory::read(&reader, request.disks.as_deref())?;
+    let state = open_state(&reader, &inventory, request)?;
+    let mut folder = Folder::open(&request.dir)?;
+    let mut plan = Plan::new(inventory, state, request, folder.path())?;
+    let written = plan.write(&reader, &mut folder, watch)?;
+    let published = publish(written.partials, folder.path())?;
+    let mut report = RestoreReport {
+        snapshot: snapshot.id.clone(),
+        vm: request
+            .name
+            .clone()
+            .unwrap_or_else(|| plan.inventory.content.vm.clone()),
+        dir: folder.path().to_owned(),
+        disks: written.disks,
+        memory: written.memory,
+        files: written.files,
+        running: None,
+        warnings: plan.warnings(request),
+        seconds: 0.0,
+    };
+    if let Some(launch) = plan.launch.take() {
+        let phase = if plan.state.is_some() {
+            Phase::Memory
+        } else {
+            Phase::Start
+        };
+        progress.begin(
+            phase,
+            plan.state.as_ref().map_or(0, StoredState::total_bytes),
+        );
+        let (started, stream_bytes) = launch.start(&reader, plan.state.as_ref(), watch)?;
+        report.memory = plan.state.is_some().then_some(RestoredMemory {
+            path: None,
+            stream_bytes,
+        });
+        report.running = Some(started.keep());
+    }
+    published.into_iter().for_each(Published::keep);
+    folder.keep();
+    progress.end();
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// The live state, where it is wanted.
+fn open_state(
+    reader: &SnapshotReader,
+    inventory: &Inventory,
+    request: &RestoreRequest,
+) -> Result<Option<StoredState>, RestoreError> {
+    let wanted = match request.run {
+        true => inventory.content.memory.is_some(),
+        false => request.memory,
+    };
+    wanted.then(|| inventory.open_state(reader)).transpose()
+}
+
+impl Plan {
+    /// Plans, and checks that nothing is in the way.
+    fn new(
+        inventory: Inventory,
+        state: Option<StoredState>,
+        request: &RestoreRequest,
+        dir: &Path,
+    ) -> Result<Plan, RestoreError> {
+        if request.run
+            && let Some(id) = inventory.left_out().next()
+        {
+            return Err(RestoreError::DiskLeftOut { id: id.to_owned() });
+        }
+        let disks: Vec<(ImageFormat, Target)> = inventory
+            .disks
+            .iter()
+            .map(|disk| disk_target(disk, request, dir))
+            .collect();
+        let files: Vec<Target> = inventory
+            .files
+            .iter()
+            .map(|file| file.target(dir, request.force))
+            .collect();
+        let to_file = state.is_some() && !request.run;
+        let memory = to_file.then(|| Target::new(dir, MEMORY_FILE, request.force));
+        let all = disks
+            .iter()
+            .map(|(_, target)| target)
+            .chain(&files)
+            .chain(&memory);
+        all.into_iter().try_for_each(Target::check)?;
+        let run_state = state.as_ref().map(|_| inventory.content.run_state.as_str());
+        let launch = match request.run {
+            true => {
+                let disks = restored_disks(&inventory, &disks);
+                Some(Launch::plan(
+                    &inventory.machine,
+                    request,
+                    dir,
+                    disks,
+                    run_state,
+                )?)
+            }
+            false => None,
+        };
+        Ok(Plan {
+            inventory,
+            state,
+            disks,
+            files,
+            memory,
+            launch,
+        })
+    }
+
+    /// Writes all files under their partial names.
+    fn write(
+        &mut self,
+        reader: &SnapshotReader,
+        folder: &mut Folder,
+        watch: Watch<'_>,
+    ) -> Result<Written, RestoreError> {
+        let mut written = Written {
+            disks: Vec::new(),
+            memory: None,
+            partials: Vec::new(),
+            files: Vec::new(),
+        };
+        let targets = std::mem::take(&mut self.disks);
+        for (disk, (format, target)) in self.inventory.disks.iter().zip(targets) {
+            let (report, partial) = write_disk(disk, format, target, watch)?;
+            written.disks.push(report);
+            written.partials.push(partial);
+        }
+        self.write_files(reader, folder, watch, &mut written)?;
+        if let (Some(target), Some(state)) = (self.memory.take(), &self.state) {
+            watch.progress.begin(Phase::Memory, state.total_bytes());
+            let path = Some(target.path().to_owned());
+            let (partial, stream_bytes) = write_memory(reader, state, target, watch)?;
+            written.memory = Some(RestoredMemory { path, stream_bytes });
+            written.partials.push(partial);
+        }
+        Ok(written)
+    }
+
+    fn write_files(
+        &mut self,
+        reader: &SnapshotReader,
+        folder: &mut Folder,
+        watch: Watch<'_>,
+        written: &mut Written,
+    ) -> Result<(), RestoreError> {
+        let targets = std::mem::take(&mut self.files);
+        if !targets.is_empty() {
+            let sizes = self.inventory.files.iter().map(|file| file.size_bytes);
+            watch
+                .progress
+                .begin(Phase::Files, sizes.fold(0, u64::saturating_add));
+        }
+        for (file, target) in self.inventory.files.iter().zip(targets) {
+            if (watch.cancelled)() {
+                return Err(RestoreError::Cancelled);
+            }
+            written.files.push(target.path().to_owned());
+            written
+                .partials
+                .push(file.write(reader, folder, target, watch)?);
+        }
+        Ok(())
+    }
+
+    fn warnings(&self, request: &RestoreRequest) -> Vec<String> {
+        let mut warnings: Vec<String> = self
+            .launch
+            .iter()
+            .flat_map(|launch| launch.warnings().to_vec())
+            .collect();
+        if request.run && self.state.is_none() {
+            warnings.push("the snapshot holds no memory: the guest boots from its disks".into());
+        }
+        let left_out: Vec<&str> = self.inventory.left_out().collect();
+        if !left_out.is_empty() {
+            warnings.push(format!(
+                "disks not restored, as asked: {}",
+                left_out.join(", ")
+            ));
+        }
+        if self
+            .inventory
+            .machine
+            .files
+            .iter()
+            .any(|file| file.role == "tpm-state")
+        {
+            let text = "the guest has a TPM: give its restored state under files/ to a swtpm of \
+                        its own before it starts";
+            warnings.push(text.into());
+        }
+        warnings
+    }
+}
+
+fn disk_target(disk: &StoredDisk, request: &RestoreRequest, dir: &Path) -> (ImageFormat, Target) {
+    let format = request
+        .format
+        .unwrap_or_else(|| ImageFormat::as_it_was(&disk.format));
+    let name = format!("{}.{}", disk.id, format.name());
+    (format, Target::new(dir, &name, request.force))
+}
+
+fn restored_disks(inventory: &Inventory, targets: &[(ImageFormat, Target)]) -> Vec<RestoredDisk> {
+    let disk = |(disk, (format, target)): (&StoredDisk, &(ImageFormat, Target))| RestoredDisk {
+        id: disk.id.clone(),
+        path: target.path().to_owned(),
+        format: format.name().to_owned(),
+    };
+    inventory.disks.iter().zip(targets).map(disk).collect()
+}
+
+fn write_disk(
+    disk: &StoredDisk,
+    format: ImageFormat,
+    target: Target,
+    watch: Watch<'_>,
+) -> Result<(RestoredDiskReport, Partial), RestoreError> {
+    let size_bytes = disk.image.size_bytes();
+    watch.progress.begin(Phase::Disk(&disk.id), size_bytes);
+    let path = target.path().to_owned();
+    let (partial, file) = target.begin()?;
+    let written_bytes = match format {
+        ImageFormat::Raw => raw::write(&disk.image, &partial, file, watch)?,
+        ImageFormat::Qcow2 => qcow2::write(&disk.image, &partial, &file, watch)?,
+    };
+    let id = disk.id.clone();
+    Ok((
+        RestoredDiskReport {
+            id,
+            path,
+            format,
+            size_bytes,
+            written_bytes,
+        },
+        partial,
+    ))
+}
+
+fn write_memory(
+    reader: &SnapshotReader,
+    state: &StoredState,
+    target: Target,
+    watch: Watch<'_>,
+) -> Result<(Partial, u64), RestoreError> {
+    let (partial, file) = target.begin()?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+    let stream_bytes = memory::write(reader, state, &mut out, watch)?;
+    let synced = out.flush().and_then(|()| out.get_ref().sync_all());
+    synced.map_err(RestoreError::file("write", partial.path()))?;
+    Ok((partial, stream_bytes))
+}
+
+/// Gives all files their names; where one can't have it, all go.
+fn publish(partials: Vec<Partial>, dir: &Path) -> Result<Vec<Published>, RestoreError> {
+    let published: Vec<Published> = partials
+        .into_iter()
+        .map(Partial::publish)
+        .collect::<Result<_, _>>()?;
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(RestoreError::file("write", dir))?;
+    Ok(published)
+}
