@@ -94,10 +94,15 @@ fn reads(pieces: &[Piece]) -> Vec<Range<usize>> {
     for (number, piece) in pieces.iter().enumerate() {
         if let Some(read) = reads.last_mut() {
             let (first, before) = (&pieces[read.start], &pieces[number - 1]);
+            if first.place.pack != piece.place.pack {
+                // Offsets of different packs cannot be compared.
+                reads.push(number..number + 1);
+                continue;
+            }
             let near = u64::from(piece.place.offset_bytes) <= end(before) + GAP_BYTES;
             let short = end(piece) - u64::from(first.place.offset_bytes) <= READ_BYTES;
             let same = piece.id == before.id;
-            if first.place.pack == piece.place.pack && (same || (near && short)) {
+            if same || (near && short) {
                 read.end = number + 1;
                 continue;
             }
@@ -199,5 +204,37 @@ impl Copy<'_> {
             bytes_read: fetched,
             bytes_new: written,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(pack: &[u8], offset_bytes: u32) -> Piece {
+        let place = BlobPlace {
+            pack: Id::of(pack),
+            offset_bytes,
+            sealed_bytes: 100,
+            raw_bytes: 100,
+            compressed: false,
+        };
+        Piece {
+            id: Id::of(&offset_bytes.to_le_bytes()),
+            place,
+            target: 0,
+        }
+    }
+
+    /// A piece at the beginning of a pack follows one far into another pack.
+    #[test]
+    fn pieces_of_different_packs_are_read_apart() {
+        let pieces = [
+            piece(b"a", 9000),
+            piece(b"a", 9100),
+            piece(b"b", 0),
+            piece(b"b", 8 << 20),
+        ];
+        assert_eq!(reads(&pieces), [0..2, 2..3, 3..4]);
     }
 }

@@ -10,19 +10,23 @@ use vmtwin_hypervisor::launch;
 use crate::cancel::Cancel;
 use crate::cli::{Format, Network, RestoreArgs};
 use crate::home::Home;
-use crate::restore::{
-    ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore,
-};
+use crate::restore::{ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 use crate::ui::{Ui, bytes};
 
 pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
     let repository = home.repository()?;
     let snapshot = repository.snapshot(&args.id)?;
     let Some(vm) = snapshot.tag("vm") else {
-        bail!("snapshot {} is not of a guest; use restic to restore it", &snapshot.id[..8]);
+        bail!(
+            "snapshot {} is not of a guest; use restic to restore it",
+            &snapshot.id[..8]
+        );
     };
     let request = request(args, vm, &snapshot.id)?;
-    let progress = Bars { ui, bar: Mutex::new(None) };
+    let progress = Bars {
+        ui,
+        bar: Mutex::new(None),
+    };
     let cancelled = || cancel.is_set();
     let report = restore(&repository, &snapshot, &request, &progress, &cancelled)?;
     for warning in &report.warnings {
@@ -37,8 +41,18 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
         Some(dir) => dir.clone(),
         // The name comes from the repository: no path out of the current folder.
         None => {
-            let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-            PathBuf::from(format!("{}-{}", vm.chars().map(safe).collect::<String>(), &id[..8]))
+            let safe = |c: char| {
+                if c.is_ascii_alphanumeric() || c == '-' {
+                    c
+                } else {
+                    '_'
+                }
+            };
+            PathBuf::from(format!(
+                "{}-{}",
+                vm.chars().map(safe).collect::<String>(),
+                &id[..8]
+            ))
         }
     };
     Ok(RestoreRequest {
@@ -103,8 +117,12 @@ impl RestoreProgress for Bars<'_> {
 }
 
 fn text(report: &RestoreReport) -> String {
-    let mut lines =
-        vec![format!("{}: restored to {} in {:.1} s", report.vm, report.dir.display(), report.seconds)];
+    let mut lines = vec![format!(
+        "{}: restored to {} in {:.1} s",
+        report.vm,
+        report.dir.display(),
+        report.seconds
+    )];
     for disk in &report.disks {
         lines.push(format!(
             "  {}  {} ({}, {} of {} written)",

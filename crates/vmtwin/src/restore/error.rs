@@ -10,7 +10,7 @@ use vmtwin_migration::RebuildError;
 /// A restore failed; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RestoreError {
+pub(crate) enum RestoreError {
     /// The repository could not be read.
     #[error("the snapshot could not be read from the repository")]
     Repository(#[source] vmtwin_repository::Error),

@@ -50,6 +50,8 @@ pub(super) struct Launch {
     plan: LaunchPlan,
     console_log: PathBuf,
     qemu_log: PathBuf,
+    /// Logs that were there before.
+    old_logs: Vec<PathBuf>,
     /// The guest ran at the point, or boots.
     resumes: bool,
 }
@@ -91,11 +93,12 @@ impl Launch {
         let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
         plan.args.push("-S".to_owned());
         check_socket(&plan.qmp_socket, request.force)?;
-        check_logs(dir, request.force)?;
+        let old_logs = check_logs(dir, request.force)?;
         Ok(Launch {
             plan,
             console_log: launch_request.console_log,
             qemu_log: dir.join(QEMU_LOG),
+            old_logs,
             resumes: run_state.is_none_or(|state| state == "running"),
         })
     }
@@ -139,9 +142,13 @@ impl Launch {
         Ok((started, fed))
     }
 
+    /// Removes what QEMU wrote.
     fn remove_files(&self) {
-        for path in [&self.plan.qmp_socket, &self.console_log, &self.qemu_log] {
-            let _ = fs::remove_file(path);
+        let _ = fs::remove_file(&self.plan.qmp_socket);
+        for log in logs(&self.plan.dir).unwrap_or_default() {
+            if !self.old_logs.contains(&log) {
+                let _ = fs::remove_file(log);
+            }
         }
     }
 }
@@ -288,23 +295,30 @@ fn check_socket(socket: &Path, force: bool) -> Result<(), RestoreError> {
     }
 }
 
-/// Logs are written to by QEMU itself, under their own names.
-fn check_logs(dir: &Path, force: bool) -> Result<(), RestoreError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(RestoreError::file("list", dir)(error)),
-    };
-    for entry in entries.flatten() {
+/// Logs are written to by QEMU itself, under their own names. Gives those that are there.
+fn check_logs(dir: &Path, force: bool) -> Result<Vec<PathBuf>, RestoreError> {
+    let old = logs(dir).map_err(RestoreError::file("list", dir))?;
+    match old.first() {
+        Some(path) if !force => Err(RestoreError::Exists { path: path.clone() }),
+        _ => Ok(old),
+    }
+}
+
+/// The logs in a folder. Consoles after the first have numbers.
+fn logs(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut logs = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        // Further consoles have numbers.
-        let ours = name == QEMU_LOG || name == CONSOLE_LOG || name.starts_with("console.log.");
-        if ours && !force {
-            return Err(RestoreError::Exists { path: entry.path() });
+        let further = name
+            .strip_prefix(CONSOLE_LOG)
+            .is_some_and(|rest| rest.starts_with('.'));
+        if further || name == CONSOLE_LOG || name == QEMU_LOG {
+            logs.push(entry.path());
         }
     }
-    Ok(())
+    Ok(logs)
 }
 
 #[cfg(test)]

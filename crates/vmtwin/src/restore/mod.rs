@@ -32,8 +32,8 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use error::RestoreError;
-pub use progress::{NoRestoreProgress, Phase, RestoreProgress};
-pub use recipe::restore;
-pub use report::{RestoreReport, RestoredDiskReport, RestoredMemory, RunningGuest};
-pub use request::{ImageFormat, RestoreRequest};
+pub(crate) use error::RestoreError;
+pub(crate) use progress::{Phase, RestoreProgress};
+pub(crate) use recipe::restore;
+pub(crate) use report::RestoreReport;
+pub(crate) use request::{ImageFormat, RestoreRequest};

@@ -4,7 +4,7 @@ use vmtwin_repository::{Progress, ProgressDelta};
 
 /// A part of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase<'a> {
+pub(crate) enum Phase<'a> {
     /// A disk is written.
     Disk(&'a str),
     /// Files beside the disks are written.
@@ -16,7 +16,7 @@ pub enum Phase<'a> {
 }
 
 /// Hears of a restore. Called from several threads.
-pub trait RestoreProgress: Sync {
+pub(crate) trait RestoreProgress: Sync {
     /// A phase begins; the one before has ended. `total_bytes` is 0 where it is not known.
     fn begin(&self, phase: Phase<'_>, total_bytes: u64);
 
@@ -25,16 +25,6 @@ pub trait RestoreProgress: Sync {
 
     /// The last phase has ended.
     fn end(&self) {}
-}
-
-/// Hears nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoRestoreProgress;
-
-impl RestoreProgress for NoRestoreProgress {
-    fn begin(&self, _phase: Phase<'_>, _total_bytes: u64) {}
-
-    fn advance(&self, _bytes: u64) {}
 }
 
 /// Both ears of a running restore: who hears of progress, and who may cancel.

@@ -48,7 +48,7 @@ struct Written {
 ///
 /// # Errors
 /// See [`RestoreError`]. Nothing is left behind then, and nothing that was there is changed.
-pub fn restore(
+pub(crate) fn restore(
     repository: &Repository,
     snapshot: &Snapshot,
     request: &RestoreRequest,

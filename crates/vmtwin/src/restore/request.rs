@@ -8,7 +8,7 @@ use vmtwin_hypervisor::launch::Network;
 /// Format of a restored disk image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ImageFormat {
+pub(crate) enum ImageFormat {
     /// QEMU's format.
     Qcow2,
     /// Block after block; holes where the disk is zero.
@@ -18,7 +18,7 @@ pub enum ImageFormat {
 impl ImageFormat {
     /// QEMU's name of it, and the end of the file's name.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             ImageFormat::Qcow2 => "qcow2",
             ImageFormat::Raw => "raw",
@@ -27,7 +27,7 @@ impl ImageFormat {
 
     /// What a disk becomes that had this format: qcow2 stays, everything else becomes raw.
     #[must_use]
-    pub fn as_it_was(format: &str) -> ImageFormat {
+    pub(crate) fn as_it_was(format: &str) -> ImageFormat {
         match format {
             "qcow2" => ImageFormat::Qcow2,
             _ => ImageFormat::Raw,
@@ -37,23 +37,23 @@ impl ImageFormat {
 
 /// How to restore a snapshot.
 #[derive(Debug, Clone)]
-pub struct RestoreRequest {
+pub(crate) struct RestoreRequest {
     /// Folder that everything is written to; made if it is not there.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Format of the disks; `None` as each was.
-    pub format: Option<ImageFormat>,
+    pub(crate) format: Option<ImageFormat>,
     /// Replace files that are there.
-    pub force: bool,
+    pub(crate) force: bool,
     /// Start the guest.
-    pub run: bool,
+    pub(crate) run: bool,
     /// Where its network leads.
-    pub network: Network,
+    pub(crate) network: Network,
     /// New name of the guest; `None` keeps the old one.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// An accelerator in place of the old one, such as `tcg`.
-    pub accel: Option<String>,
+    pub(crate) accel: Option<String>,
     /// Restore only these disks.
-    pub disks: Option<Vec<String>>,
+    pub(crate) disks: Option<Vec<String>>,
     /// Where the guest is not started: write its memory to `memory.stream`.
-    pub memory: bool,
+    pub(crate) memory: bool,
 }

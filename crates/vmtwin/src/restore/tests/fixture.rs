@@ -12,7 +12,9 @@ use vmtwin_repository::{
 };
 
 use crate::content::{MACHINE_JSON, SNAPSHOT_JSON, disk_dir};
-use crate::restore::{NoRestoreProgress, RestoreError, RestoreReport, RestoreRequest, restore};
+use crate::restore::{
+    Phase, RestoreError, RestoreProgress, RestoreReport, RestoreRequest, restore,
+};
 
 /// Length of the made-up disk.
 pub(super) const DISK_BYTES: usize = 6 << 20;
@@ -176,4 +178,13 @@ pub(super) fn names(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// Hears nothing.
+pub(super) struct NoRestoreProgress;
+
+impl RestoreProgress for NoRestoreProgress {
+    fn begin(&self, _phase: Phase<'_>, _total_bytes: u64) {}
+
+    fn advance(&self, _bytes: u64) {}
 }

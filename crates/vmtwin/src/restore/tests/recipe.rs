@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 use vmtwin_testkit::SmallTmpfs;
 
 use super::fixture::{DISK_BYTES, Fixture, content, disk_bytes, finish, machine, names};
-use crate::restore::{
-    ImageFormat, NoRestoreProgress, Phase, RestoreError, RestoreProgress, restore,
-};
+use crate::restore::{ImageFormat, Phase, RestoreError, RestoreProgress, restore};
 
 fn same(original: &Path, restored: &Path, format: &str) -> bool {
     let mut compare = Command::new("qemu-img");
@@ -261,12 +259,6 @@ fn files_and_an_opaque_stream_come_back() {
     let tpm = fixture.target().join("files/tpm");
     assert_eq!(names(&tpm), [".lock", "tpm2-00.permall"]);
     assert_eq!(fs::read(tpm.join("tpm2-00.permall")).unwrap(), b"secret");
-    let again = restore(
-        &fixture.repository,
-        &snapshot,
-        &request,
-        &NoRestoreProgress,
-        &|| false,
-    );
+    let again = fixture.restore(&snapshot, &request);
     assert!(matches!(again, Err(RestoreError::Exists { .. })));
 }
