@@ -45,7 +45,7 @@ impl StoredFile {
         target: Target,
         watch: Watch<'_>,
     ) -> Result<Partial, RestoreError> {
-        folder.make(&self.folder(&folder.path().to_owned()))?;
+        folder.make(&self.folder(folder.path()))?;
         let (partial, mut file) = target.begin()?;
         let path = format!("/{}", self.path.display());
         reader

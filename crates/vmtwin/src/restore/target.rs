@@ -70,37 +70,40 @@ impl Target {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&self.partial).map_err(error)?;
-        Ok((
-            Partial {
-                target: self,
-                armed: true,
-            },
-            file,
-        ))
+        let partial = Partial {
+            path: self.partial,
+            target: self.path,
+            force: self.force,
+            armed: true,
+        };
+        Ok((partial, file))
     }
 }
 
 /// A file that is being written. Dropping it removes it.
 #[derive(Debug)]
 pub(super) struct Partial {
-    target: Target,
+    path: PathBuf,
+    /// The name to come.
+    target: PathBuf,
+    force: bool,
     armed: bool,
 }
 
 impl Partial {
     /// Where it is now.
     pub(super) fn path(&self) -> &Path {
-        &self.target.partial
+        &self.path
     }
 
     /// Gives it its name. What was written must be durable.
     pub(super) fn publish(mut self) -> Result<Published, RestoreError> {
-        let (from, to) = (self.target.partial.clone(), self.target.path.clone());
+        let (from, to) = (self.path.clone(), self.target.clone());
         let exists = || RestoreError::Exists { path: to.clone() };
         let replaced = match rename_new(&from, &to) {
             Ok(()) => false,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if !self.target.force {
+                if !self.force {
                     return Err(exists());
                 }
                 exchange(&from, &to).map_err(RestoreError::file("replace", &to))?
@@ -119,7 +122,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if self.armed {
-            let _ = fs::remove_file(&self.target.partial);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }

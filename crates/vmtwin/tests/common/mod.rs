@@ -1,0 +1,260 @@
+//! The binary with a home of its own, and what tests ask of it and of stock restic.
+
+#![allow(dead_code, reason = "every test file uses its own part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use vmtwin_testkit::{DiskFormat, DiskLedger, DiskSpec, Guest, Log, Mode, Workdir};
+
+/// Password of every test's repository.
+pub(crate) const PASSWORD: &str = "correct horse";
+/// Name of the guest in the table.
+pub(crate) const VM: &str = "web01";
+/// For what takes no time, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary, its home folder, and its repository.
+pub(crate) struct Vmtwin {
+    work: Workdir,
+    repo: PathBuf,
+}
+
+impl Vmtwin {
+    /// An empty home; the repository is to be in it.
+    pub(crate) fn new() -> Vmtwin {
+        let work = Workdir::new();
+        let repo = work.join("repo");
+        Vmtwin { work, repo }
+    }
+
+    /// The same with a repository and `guest` in the table.
+    pub(crate) fn with_guest(guest: &Guest) -> Vmtwin {
+        let vmtwin = Vmtwin::new();
+        vmtwin.ok(&["init"]);
+        vmtwin.add(guest);
+        vmtwin
+    }
+
+    /// A home with a repository elsewhere.
+    pub(crate) fn with_repo(repo: PathBuf) -> Vmtwin {
+        let work = Workdir::new();
+        Vmtwin { work, repo }
+    }
+
+    pub(crate) fn add(&self, guest: &Guest) {
+        self.ok(&["vm", "add", VM, "--qmp", text(guest.qmp_path())]);
+    }
+
+    pub(crate) fn home(&self) -> PathBuf {
+        self.work.join("home")
+    }
+
+    pub(crate) fn repo(&self) -> &Path {
+        &self.repo
+    }
+
+    /// A path beside the home folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.work.join(name)
+    }
+
+    /// A command, for what [`Vmtwin::run`] does not offer.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmtwin"));
+        command
+            .args(args)
+            .env("VMTWIN_HOME", self.home())
+            .env("VMTWIN_REPO", &self.repo)
+            .env("VMTWIN_PASSWORD", PASSWORD)
+            .env_remove("VMTWIN_FAILPOINT")
+            .env_remove("VMTWIN_STEPS");
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("starting vmtwin")
+    }
+
+    /// Runs it to a good end.
+    pub(crate) fn ok(&self, args: &[&str]) -> Output {
+        let output = self.run(args);
+        assert_eq!(code(&output), 0, "{args:?}: {}", told(&output));
+        output
+    }
+
+    /// Runs it to a good end and returns its document.
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
+        let args = [args, &["--json"]].concat();
+        document(&self.ok(&args))
+    }
+
+    /// Runs it to exit code 1 with all of `words` in what it says; returns that.
+    pub(crate) fn fails(&self, args: &[&str], words: &[&str]) -> String {
+        assert_failure(&self.run(args), words)
+    }
+
+    /// One good backup's report.
+    pub(crate) fn backup(&self, more: &[&str]) -> Value {
+        let args = [&["backup", VM], more].concat();
+        let reports = self.json(&args);
+        assert_eq!(reports.as_array().map(Vec::len), Some(1), "{reports}");
+        reports[0].clone()
+    }
+
+    /// Ids of the snapshots that are listed.
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        let list = self.json(&["snapshot", "list"]);
+        let ids = list.as_array().unwrap().iter();
+        ids.map(|row| row["id"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Stock restic on the repository, to a good end.
+    pub(crate) fn restic(&self, args: &[&str]) -> Output {
+        let output = Command::new("restic")
+            .args(args)
+            .env("RESTIC_PASSWORD", PASSWORD)
+            .env("RESTIC_REPOSITORY", &self.repo)
+            .env("RESTIC_CACHE_DIR", self.work.join("restic-cache"))
+            .output()
+            .expect("starting restic");
+        assert_eq!(code(&output), 0, "restic {args:?}: {}", told(&output));
+        output
+    }
+
+    /// Panics if a backup left files in the home folder or locks in the repository.
+    pub(crate) fn assert_nothing_left(&self) {
+        for folder in ["run", "spool"] {
+            let left = files(&self.home().join(folder));
+            assert!(left.is_empty(), "left in {folder}: {left:?}");
+        }
+        let locks = files(&self.repo.join("locks"));
+        assert!(locks.is_empty(), "locks left: {locks:?}");
+    }
+
+    /// The flag of the table that says that the guest has to be resumed.
+    pub(crate) fn resume_flag(&self) -> bool {
+        let table = self.json(&["vm", "list"]);
+        table[0]["resume_flag"].as_bool().expect("a resume flag")
+    }
+
+    /// Restores the disks of a snapshot as raw images and reads their ledgers.
+    pub(crate) fn restored_ledgers(&self, id: &str, to: &str) -> Vec<DiskLedger> {
+        let dir = self.path(to);
+        let args = ["restore", id, "--to", text(&dir), "--format", "raw"];
+        let report = self.json(&args);
+        let disks = report["disks"].as_array().unwrap().iter();
+        let paths = disks.map(|disk| PathBuf::from(disk["path"].as_str().unwrap()));
+        paths
+            .map(|path| DiskLedger::read(path, DiskFormat::Raw))
+            .collect()
+    }
+}
+
+/// The guest of most tests: under load, a qcow2 disk and a raw one.
+pub(crate) fn loaded_guest() -> Guest {
+    let disks = [DiskSpec::qcow2(48), DiskSpec::raw(32)];
+    let guest = Guest::builder().mode(Mode::Load).disks(disks).start();
+    guest.wait_for_next_tick(PATIENCE);
+    guest
+}
+
+/// A QEMU that a restore started. It ends with this value.
+pub(crate) struct Restored {
+    pid: Pid,
+    pub(crate) log: Log,
+}
+
+impl Restored {
+    /// Takes it from a restore's report.
+    pub(crate) fn of_report(report: &Value) -> Restored {
+        let running = &report["running"];
+        let pid = running["pid"].as_i64().expect("a pid in the report");
+        let log = running["console_log"].as_str().expect("a console log");
+        Restored {
+            pid: Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(),
+            log: Log::new(log),
+        }
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let _ = kill_process(self.pid, Signal::KILL);
+        let gone = || std::fs::read_to_string(status_file(self.pid)).map_or(true, is_zombie);
+        let end = Instant::now() + PATIENCE;
+        while !gone() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn status_file(pid: Pid) -> String {
+    format!("/proc/{}/status", pid.as_raw_nonzero())
+}
+
+fn is_zombie(status: String) -> bool {
+    status.contains("State:\tZ")
+}
+
+/// Panics unless the guest runs within two seconds.
+pub(crate) fn assert_runs_soon(guest: &Guest, what: &str) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while guest.test_qmp().status() != "running" {
+        assert!(Instant::now() < end, "{what}: the guest does not run");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Panics unless the output is that of a failure that says all of `words`; returns what it says.
+pub(crate) fn assert_failure(output: &Output, words: &[&str]) -> String {
+    let told = told(output);
+    assert_eq!(code(output), 1, "{told}");
+    for word in words {
+        assert!(told.contains(word), "no '{word}' in: {told}");
+    }
+    assert!(!told.contains("panicked"), "{told}");
+    told
+}
+
+/// The exit code; -1 for a signal.
+pub(crate) fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+pub(crate) fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("no JSON ({error}): {}", told(output)))
+}
+
+/// Both outputs as one text.
+pub(crate) fn told(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// All files of a folder and those in it; none where there is no folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
