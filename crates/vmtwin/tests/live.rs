@@ -90,17 +90,26 @@ fn check_report(report: &Value) {
 /// The repository is whole, and restic reads the same disks as `vmtwin restore` gives.
 fn restic_judges(vmtwin: &Vmtwin, id: &str) {
     vmtwin.restic(&["check", "--read-data"]);
-    vmtwin.ok(&["restore", id, "--to", text(&vmtwin.path("own")), "--format", "raw"]);
+    vmtwin.ok(&[
+        "restore",
+        id,
+        "--to",
+        text(&vmtwin.path("own")),
+        "--format",
+        "raw",
+    ]);
     vmtwin.restic(&["restore", id, "--target", text(&vmtwin.path("stock"))]);
     for disk in ["disk0", "disk1"] {
         let joined = vmtwin.path(&format!("{disk}.joined"));
         join(&vmtwin.path("stock").join("disks").join(disk), &joined);
         let own = vmtwin.path("own").join(format!("{disk}.raw"));
         let mut compare = Command::new("qemu-img");
-        compare.args(["compare", "-s", "-f", "raw", "-F", "raw"]);
+        compare.args(["compare", "-f", "raw", "-F", "raw"]);
         let output = run(compare.args([&joined, &own]));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("identical"), "{disk}: {said}");
+        let size = |path: &Path| path.metadata().unwrap().len();
+        assert_eq!(size(&joined), size(&own), "sizes of {disk}");
     }
 }
 
