@@ -10,6 +10,7 @@
 
 mod memory;
 mod report;
+mod stopped;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
 use vmtwin_hypervisor::undo::Undo;
 use vmtwin_nbd::{Client, Options, context};
-use vmtwin_repository::{Backup, ImageOptions, IngestOptions, Snapshot, SnapshotMeta};
+use vmtwin_repository::{Backup, ImageOptions, IngestOptions, Repository, Snapshot, SnapshotMeta};
 
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, Consistency, Fallback, Order};
@@ -166,10 +167,21 @@ struct Captured {
 impl Work<'_> {
     fn run(mut self) -> Result<()> {
         let address = PathBuf::from(&self.vm.connection.address);
-        let mut qmp = Qmp::connect(&address, CONNECT_TIMEOUT)?;
+        let mut qmp = match Qmp::connect(&address, CONNECT_TIMEOUT) {
+            Err(gone) if gone.is_gone() => return self.run_stopped(gone),
+            other => other?,
+        };
         let machine = inspect(&mut qmp)?;
         update_table(self.cx.db, self.vm, &machine)?;
         let consistency = self.choose_consistency(&machine)?;
+        let (repository, backup) = self.open_repository()?;
+        let captured = self.capture(qmp, &machine, consistency, &backup)?;
+        self.finish(&repository, backup, &machine, consistency, captured)
+    }
+
+    /// Opens and locks the repository: whatever may be wrong with it shows before the guest is
+    /// touched.
+    fn open_repository(&mut self) -> Result<(Repository, Backup)> {
         let repository = self.cx.home.repository()?;
         let options = IngestOptions {
             cancel: Some(self.cx.cancel.flag()),
@@ -178,8 +190,18 @@ impl Work<'_> {
         failpoint::pass("lock")?;
         let backup = repository.start_backup(&options)?;
         self.report.seconds.prepare = self.begun.elapsed().as_secs_f64();
+        Ok((repository, backup))
+    }
 
-        let captured = self.capture(qmp, &machine, consistency, &backup)?;
+    /// Stores memory and the manifest, and writes the snapshot.
+    fn finish(
+        mut self,
+        repository: &Repository,
+        backup: Backup,
+        machine: &Machine,
+        consistency: Consistency,
+        captured: Captured,
+    ) -> Result<()> {
         let memory = self.store_memory(&backup, captured.memory.as_ref())?;
         let begun = Instant::now();
         let content = Content {
@@ -191,7 +213,7 @@ impl Work<'_> {
             disks: captured.disks,
             memory,
         };
-        self.add_manifest(&backup, &machine, &content)?;
+        self.add_manifest(&backup, machine, &content)?;
         failpoint::pass("snapshot")?;
         let snapshot = backup.finish(self.meta(&content, captured.time))?;
         self.report.seconds.finish = begun.elapsed().as_secs_f64();
@@ -381,6 +403,11 @@ impl Work<'_> {
         };
         let client = Client::connect_unix(capture.nbd_socket(), &disk.id, &options)
             .with_context(|| format!("cannot read the point-in-time view of disk {}", disk.id))?;
+        self.store_image(disk, client, backup)
+    }
+
+    /// Stores what an NBD export shows as the image of `disk`.
+    fn store_image(&mut self, disk: &Disk, client: Client, backup: &Backup) -> Result<ContentDisk> {
         let size_bytes = client.size_bytes();
         let source = NbdSource::new(client);
         let bar = self.cx.ui.bar(&format!("disk {}", disk.id), size_bytes);

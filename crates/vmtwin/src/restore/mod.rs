@@ -32,7 +32,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use error::RestoreError;
+pub(crate) use nbd_server::NbdServer;
 pub(crate) use progress::{Phase, RestoreProgress};
 pub(crate) use recipe::restore;
 pub(crate) use report::RestoreReport;

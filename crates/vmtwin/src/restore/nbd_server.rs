@@ -24,7 +24,7 @@ const MESSAGE_BYTES: u64 = 2000;
 
 /// A running `qemu-nbd`. Dropping it ends it at once.
 #[derive(Debug)]
-pub(super) struct NbdServer {
+pub struct NbdServer {
     child: Child,
     image: PathBuf,
     /// A folder that only we can enter, for the socket.
@@ -35,8 +35,19 @@ impl NbdServer {
     /// Starts it on a qcow2 image, and connects. It ends when the connection does, so that it does
     /// not outlive us.
     pub(super) fn start(image: &Path) -> Result<(NbdServer, Client), RestoreError> {
+        const WRITE: [&str; 3] = ["--format=qcow2", "--cache=writeback", "--discard=unmap"];
+        NbdServer::start_with(image, &WRITE)
+    }
+
+    /// The same for reading an image of this format. Refused by QEMU's image locks while somebody
+    /// may write to it.
+    pub fn start_reading(image: &Path, format: &str) -> Result<(NbdServer, Client), RestoreError> {
+        NbdServer::start_with(image, &["--read-only", &format!("--format={format}")])
+    }
+
+    fn start_with(image: &Path, flags: &[&str]) -> Result<(NbdServer, Client), RestoreError> {
         let dir = socket_dir().map_err(RestoreError::file("make a folder for", image))?;
-        let spawned = log(&dir).and_then(|log| spawn(image, &dir, log));
+        let spawned = log(&dir).and_then(|log| spawn(image, flags, &dir, log));
         let child = match spawned {
             Ok(child) => child,
             Err(source) => {
@@ -58,22 +69,28 @@ impl NbdServer {
 
     fn connect(&mut self) -> Result<Client, RestoreError> {
         let socket = self.dir.join("socket");
+        let options = Options {
+            request_timeout: REQUEST_TIMEOUT,
+            ..Options::with_contexts([vmtwin_nbd::context::BASE_ALLOCATION])
+        };
         let start = Instant::now();
-        while !socket.exists() {
+        loop {
+            match Client::connect_unix(&socket, "", &options) {
+                // The socket is not there yet, or it is and nobody listens yet.
+                Err(vmtwin_nbd::Error::Connect { .. }) => {}
+                other => {
+                    return other.map_err(|source| RestoreError::Nbd {
+                        path: self.image.clone(),
+                        source,
+                    });
+                }
+            }
             let ended = !matches!(self.child.try_wait(), Ok(None));
             if ended || start.elapsed() > START_TIMEOUT {
                 return Err(self.failed());
             }
             thread::sleep(POLL);
         }
-        let options = Options {
-            request_timeout: REQUEST_TIMEOUT,
-            ..Options::default()
-        };
-        Client::connect_unix(&socket, "", &options).map_err(|source| RestoreError::Nbd {
-            path: self.image.clone(),
-            source,
-        })
     }
 
     /// Flushes, ends the connection, and waits until the image is closed.
@@ -118,14 +135,10 @@ impl Drop for NbdServer {
     }
 }
 
-fn spawn(image: &Path, dir: &Path, log: File) -> io::Result<Child> {
+fn spawn(image: &Path, flags: &[&str], dir: &Path, log: File) -> io::Result<Child> {
     Command::new("qemu-nbd")
-        .args([
-            "--format=qcow2",
-            "--cache=writeback",
-            "--discard=unmap",
-            "--socket",
-        ])
+        .args(flags)
+        .arg("--socket")
         .arg(dir.join("socket"))
         .arg("--")
         .arg(image)

@@ -12,9 +12,8 @@ use vmtwin_repository::{
 };
 
 use crate::content::{MACHINE_JSON, SNAPSHOT_JSON, disk_dir};
-use crate::restore::{
-    Phase, RestoreError, RestoreProgress, RestoreReport, RestoreRequest, restore,
-};
+use crate::restore::error::RestoreError;
+use crate::restore::{Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 
 /// Length of the made-up disk.
 pub(super) const DISK_BYTES: usize = 6 << 20;

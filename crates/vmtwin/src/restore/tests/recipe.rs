@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use vmtwin_testkit::SmallTmpfs;
 
 use super::fixture::{DISK_BYTES, Fixture, content, disk_bytes, finish, machine, names};
-use crate::restore::{ImageFormat, Phase, RestoreError, RestoreProgress, restore};
+use crate::restore::error::RestoreError;
+use crate::restore::{ImageFormat, Phase, RestoreProgress, restore};
 
 fn same(original: &Path, restored: &Path, format: &str) -> bool {
     let mut compare = Command::new("qemu-img");

@@ -19,7 +19,7 @@ use vmtwin_testkit::{DiskSpec, Guest, Log};
 
 use super::fixture::{Fixture, finish};
 use crate::content::{MEMORY_HEAD, MEMORY_LAYOUT, MEMORY_TAIL, disk_dir, ram_dir};
-use crate::restore::RestoreError;
+use crate::restore::error::RestoreError;
 use crate::restore::report::RunningGuest;
 
 const PATIENCE: Duration = Duration::from_secs(90);
