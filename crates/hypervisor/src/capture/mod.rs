@@ -14,8 +14,11 @@
 //! Knows nothing of where the data goes.
 
 mod disks;
+mod error;
 mod hold;
+mod journal;
 mod memory;
+mod point;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,171 +26,24 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::collapse::{CollapseReport, collapse_guest_memory};
-use crate::guard::{Guard, GuardCommand};
+use crate::guard::Guard;
 use crate::inspect::run_state;
 use crate::machine::Machine;
 use crate::process::{ProcessId, user_and_group};
 use crate::qmp::{Command, Event, Qmp, QmpError};
-use crate::spool::{SpoolData, SpoolError, SpoolOptions};
-use crate::undo::{GuestRef, Undo, UndoError, cancel_migration};
+use crate::spool::{SpoolData, SpoolError};
+use crate::undo::{GuestRef, Undo, cancel_migration};
 use disks::View;
+pub use error::CaptureError;
 use hold::{Outcome, Watch};
+pub use journal::{Journal, JournalError};
 use memory::{Settings, Stream};
+pub use point::{CaptureOptions, PauseMethod, Point};
 
 /// How often a missed boundary is tried again before the guest is stopped first.
 const HOLD_TRIES: u32 = 4;
 /// Longest wait for the first page once the guest is stopped.
 const FIRST_PAGE_LIMIT: Duration = Duration::from_secs(60);
-
-/// Where undos are written before they are due. An error stops the capture, and what was
-/// registered is undone.
-pub trait Journal {
-    /// Notes that `undo` may be due from now on. Returns a token for [`Journal::undone`].
-    ///
-    /// # Errors
-    /// It could not be written; the thing must not be done.
-    fn register(&mut self, step: &str, undo: &Undo) -> Result<u64, JournalError>;
-    /// The undo was applied.
-    ///
-    /// # Errors
-    /// It could not be written.
-    fn undone(&mut self, token: u64) -> Result<(), JournalError>;
-    /// A step is about to begin: for progress, and for tests to fail at.
-    ///
-    /// # Errors
-    /// The step shall not be begun.
-    fn step(&mut self, name: &str) -> Result<(), JournalError>;
-}
-
-/// What a journal could not do.
-pub type JournalError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a capture failed. The guest runs on in every case.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// Talking to QEMU failed.
-    #[error(transparent)]
-    Qmp(#[from] QmpError),
-    /// QEMU refuses to snapshot memory.
-    #[error("the guest's memory cannot be captured; use --consistency crash for its disks alone")]
-    MemoryRefused {
-        /// QEMU's reason.
-        source: QmpError,
-    },
-    /// The snapshot of memory ended badly.
-    #[error("the memory capture failed: {reason}")]
-    MemoryFailed {
-        /// QEMU's reason.
-        reason: String,
-    },
-    /// Somebody migrates the guest.
-    #[error("a migration of the guest is {status}; try again when it has ended")]
-    MigrationBusy {
-        /// QEMU's word.
-        status: String,
-    },
-    /// QEMU's NBD server could not be started.
-    #[error(
-        "QEMU's NBD server cannot be started; if another tool uses it, end that first \
-         (nbd-server-stop)"
-    )]
-    NbdServer {
-        /// QEMU's reason.
-        source: QmpError,
-    },
-    /// The scratch image could not be made.
-    #[error("cannot make the scratch image {path}: {reason}")]
-    Scratch {
-        /// The image.
-        path: PathBuf,
-        /// Why not.
-        reason: String,
-    },
-    /// The spool gave up.
-    #[error("the memory spool gave up")]
-    Spool(#[from] SpoolError),
-    /// The journal could not be written, or a step was not allowed to begin.
-    #[error("cannot go on at step '{step}'")]
-    Journal {
-        /// The step.
-        step: String,
-        /// Why not.
-        source: JournalError,
-    },
-    /// The guest is in a state that cannot be captured.
-    #[error("the guest is in state '{state}', which cannot be captured; wait until it has passed")]
-    State {
-        /// QEMU's word.
-        state: String,
-    },
-    /// The guest ran on when it should have been paused.
-    #[error("memory and disks are not of one instant: {reason}; try again")]
-    NotOneInstant {
-        /// What was seen.
-        reason: String,
-    },
-    /// The caller asked to stop.
-    #[error("cancelled")]
-    Cancelled,
-    /// Undoing failed.
-    #[error(transparent)]
-    Undo(#[from] UndoError),
-    /// The system refused something.
-    #[error("the system refused something")]
-    Io(#[from] std::io::Error),
-}
-
-/// What to capture and with what means.
-#[derive(Debug, Clone)]
-pub struct CaptureOptions {
-    /// Memory and device state too, or disks alone.
-    pub memory: bool,
-    /// Eight characters that tell this capture's nodes apart.
-    pub tag: String,
-    /// Folder of this capture alone: sockets and scratch images. It exists, and is private.
-    pub dir: PathBuf,
-    /// How to start the pause guard.
-    pub guard: GuardCommand,
-    /// When the guard ends a pause, from its beginning.
-    pub pause_deadline: Duration,
-    /// What the pause may last longer where it includes the snapshot's preparation.
-    pub preparation_limit: Duration,
-    /// The memory spool's limits.
-    pub spool: SpoolOptions,
-    /// Longest time for putting memory on huge pages; zero leaves it out.
-    pub collapse_limit: Duration,
-}
-
-/// How the pause was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PauseMethod {
-    /// The guest was not running: neither paused nor resumed.
-    NotRunning,
-    /// Disks alone: pause, switch, resume.
-    DisksOnly,
-    /// Switched at the boundary of QEMU's snapshot thread.
-    Boundary,
-    /// Paused before the snapshot's preparation (longer).
-    StopFirst,
-}
-
-/// What is known of the point.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Point {
-    /// STOP to RESUME by QEMU's events, milliseconds; none where the guest was not paused.
-    pub pause_ms: Option<f64>,
-    /// QEMU's time of STOP, microseconds since the epoch; else our time of the switch.
-    pub time_us: u64,
-    /// How it was made.
-    pub method: PauseMethod,
-    /// Boundaries missed before it succeeded.
-    pub missed: u32,
-    /// Work on huge pages before the pause.
-    pub collapse: CollapseReport,
-    /// What the user should know.
-    pub warnings: Vec<String>,
-}
 
 /// A captured instant. Disks are readable over NBD, memory fills the spool, the guest runs.
 pub struct Capture<'j> {
