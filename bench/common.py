@@ -47,8 +47,14 @@ def binaries(folder):
     return found
 
 
-def build_kind(vmtwin):
-    return vmtwin.parent.name if vmtwin.parent.name in ("release", "debug") else "unknown build"
+def described(vmtwin, given):
+    """What was measured: this checkout, or a binary that could be of any."""
+    said = subprocess.run([vmtwin, "--version"], capture_output=True, text=True).stdout.strip()
+    if given is not None:
+        return f"{said}, a binary given ({vmtwin.parent.name})"
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return f"{said} {commit or 'of an unknown commit'}, release"
 
 
 def work_folder(parent):
@@ -70,18 +76,16 @@ def load_average():
     return " ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
-def version():
-    command = ["git", "describe", "--always", "--dirty"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return said.stdout.strip() or "unknown version"
-
-
 def table(rows):
     """Prints rows of cells in columns; the first row is the heading."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
+
+
+class QmpError(Exception):
+    """What the monitor answered."""
 
 
 class Qmp:
@@ -111,6 +115,12 @@ class Qmp:
         return json.loads(line)
 
     def execute(self, command, **arguments):
+        try:
+            return self.try_execute(command, **arguments)
+        except QmpError as error:
+            die(f"{command}: {error}")
+
+    def try_execute(self, command, **arguments):
         message = {"execute": command, "arguments": arguments}
         self.socket.sendall(json.dumps(message).encode() + b"\n")
         while True:
@@ -118,7 +128,7 @@ class Qmp:
             if "event" in answer:
                 self.events.append(answer)
             elif "error" in answer:
-                die(f"{command}: {answer['error']['desc']}")
+                raise QmpError(answer["error"]["desc"])
             else:
                 return answer["return"]
 
