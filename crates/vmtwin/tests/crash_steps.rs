@@ -1,0 +1,143 @@
+//! A backup that ends at any of its steps: killed, failed, or interrupted by the user.
+//!
+//! Whatever the step, the guest runs on at once, nothing of the backup is left, no snapshot is
+//! listed that cannot be restored, and the next backup works.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use std::process::Output;
+
+use vmtwin_testkit::{DiskLedger, Guest, assert_clean, assert_one_instant};
+
+use common::{PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, code, loaded_guest, told};
+
+/// Steps that must be among those of a backup, so that none goes missing unseen.
+const STEPS: [&str; 14] = [
+    "lock",
+    "folder",
+    "scratch disk0",
+    "filter disk0",
+    "scratch disk1",
+    "filter disk1",
+    "memory settings",
+    "pause",
+    "resumed",
+    "exports",
+    "memory stream",
+    "read disk0",
+    "store memory",
+    "snapshot",
+];
+/// The step after the snapshot was written: it stays.
+const AFTER_SNAPSHOT: &str = "catalog";
+
+#[test]
+fn killed_at_any_step() {
+    let (guest, vmtwin, steps) = start();
+    let mut listed = 1;
+    for step in &steps {
+        let output = backup_with(&vmtwin, step, "kill");
+        assert_eq!(code(&output), -1, "{step}: {}", told(&output));
+        assert_runs_soon(&guest, step);
+        vmtwin.ok(&["recover"]);
+        check_clean(&guest, &vmtwin);
+        listed += usize::from(step == AFTER_SNAPSHOT);
+        assert_eq!(vmtwin.snapshots().len(), listed, "{step}");
+    }
+    finish(&guest, &vmtwin);
+}
+
+#[test]
+fn failed_at_any_step() {
+    let (guest, vmtwin, steps) = start();
+    let mut listed = 1;
+    for step in &steps {
+        let output = backup_with(&vmtwin, step, "fail");
+        assert_failure(&output, &[VM, &format!("failpoint '{step}'")]);
+        assert_runs_soon(&guest, step);
+        check_clean(&guest, &vmtwin);
+        listed += usize::from(step == AFTER_SNAPSHOT);
+        assert_eq!(vmtwin.snapshots().len(), listed, "{step}");
+    }
+    finish(&guest, &vmtwin);
+}
+
+#[test]
+fn interrupted_at_any_step() {
+    let (guest, vmtwin, steps) = start();
+    let mut listed = 1;
+    for step in &steps {
+        let output = backup_with(&vmtwin, step, "interrupt");
+        assert_runs_soon(&guest, step);
+        check_clean(&guest, &vmtwin);
+        if ["snapshot", AFTER_SNAPSHOT].contains(&step.as_str()) && code(&output) == 0 {
+            listed += 1;
+        } else {
+            assert_failure(&output, &["cancelled"]);
+        }
+        assert_eq!(vmtwin.snapshots().len(), listed, "{step}");
+    }
+    finish(&guest, &vmtwin);
+}
+
+/// Nobody has to call `recover`: the next backup does it.
+#[test]
+fn the_next_backup_recovers_first() {
+    let (guest, vmtwin, _) = start();
+    for step in ["filter disk1", "pause", "resumed", "read disk0"] {
+        let output = backup_with(&vmtwin, step, "kill");
+        assert_eq!(code(&output), -1, "{step}: {}", told(&output));
+        let output = vmtwin.ok(&["backup", VM]);
+        assert!(told(&output).contains("recovered:"), "{}", told(&output));
+        check_clean(&guest, &vmtwin);
+    }
+    finish(&guest, &vmtwin);
+}
+
+/// A guest, its table, and the steps of a good backup of it.
+fn start() -> (Guest, Vmtwin, Vec<String>) {
+    let guest = loaded_guest();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let list = vmtwin.path("steps");
+    let mut command = vmtwin.command(&["backup", VM]);
+    let output = command.env("VMTWIN_STEPS", &list).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    let steps: Vec<String> = std::fs::read_to_string(list)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    for known in STEPS.iter().chain([&AFTER_SNAPSHOT]) {
+        assert!(steps.iter().any(|s| s == known), "no {known} in {steps:?}");
+    }
+    (guest, vmtwin, steps)
+}
+
+fn backup_with(vmtwin: &Vmtwin, step: &str, action: &str) -> Output {
+    eprintln!("{action} at {step}");
+    let mut command = vmtwin.command(&["backup", VM]);
+    command.env("VMTWIN_FAILPOINT", format!("{step}={action}"));
+    command.output().unwrap()
+}
+
+fn check_clean(guest: &Guest, vmtwin: &Vmtwin) {
+    assert_clean(guest);
+    vmtwin.assert_nothing_left();
+    assert!(!vmtwin.resume_flag());
+}
+
+/// The guest was never harmed, the next backup works, and all that is listed can be restored.
+fn finish(guest: &Guest, vmtwin: &Vmtwin) {
+    guest.wait_for_next_tick(PATIENCE);
+    guest.report().assert_whole();
+    let id = vmtwin.backup(&[])["snapshot"].as_str().unwrap().to_owned();
+    let all = vmtwin.snapshots();
+    assert!(all.contains(&id));
+    for (number, id) in all.iter().enumerate() {
+        let disks: Vec<DiskLedger> = vmtwin.restored_ledgers(id, &format!("disks{number}"));
+        assert_one_instant(None, &disks);
+    }
+    vmtwin.restic(&["check", "--read-data"]);
+}
