@@ -1,7 +1,8 @@
 //! Failpoints: make a step fail, or end the process in it, in tests of debug builds.
 //!
 //! `VMTWIN_FAILPOINT=NAME=ACTION` where `NAME` is a step's name or its number (from 1), and
-//! `ACTION` is `fail`, `kill` (SIGKILL to ourselves) or `interrupt` (SIGINT to ourselves).
+//! `ACTION` is `fail`, `kill` (SIGKILL to ourselves), `interrupt` (SIGINT to ourselves) or
+//! `sleep:MS` (milliseconds).
 //! `VMTWIN_STEPS=FILE` appends every step's name, so that a test can go through all of them.
 //! Release builds contain none of it.
 
@@ -32,6 +33,10 @@ pub(crate) fn pass(name: &str) -> Result<(), Injected> {
         return Ok(());
     };
     if at != name && at != number.to_string() {
+        return Ok(());
+    }
+    if let Some(ms) = action.strip_prefix("sleep:") {
+        std::thread::sleep(std::time::Duration::from_millis(ms.parse().unwrap_or(0)));
         return Ok(());
     }
     let me = rustix::process::getpid();
