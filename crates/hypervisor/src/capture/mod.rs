@@ -19,6 +19,7 @@ mod hold;
 mod journal;
 mod memory;
 mod point;
+mod priority;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ use hold::{Outcome, Watch};
 pub use journal::{Journal, JournalError};
 use memory::{Settings, Stream};
 pub use point::{CaptureOptions, PauseMethod, Point};
+use priority::Urgent;
 
 /// How often a missed boundary is tried again before the guest is stopped first.
 const HOLD_TRIES: u32 = 4;
@@ -199,6 +201,7 @@ impl<'j> Capture<'j> {
                 let token = self.journal.register("pause", &undo).map_err(wrap)?;
                 self.undos.push((token, undo));
                 let guard = Guard::start(&options.guard, self.qmp.as_fd())?;
+                let urgent = Urgent::begin();
                 let outcome = self
                     .journal
                     .step("pause")
@@ -206,6 +209,7 @@ impl<'j> Capture<'j> {
                     .and_then(|()| self.pause_and_switch(options, &guard));
                 // Make sure it runs before the guard is let go, whatever happened.
                 let resumed = self.undo_last();
+                drop(urgent);
                 let released = guard.release();
                 outcome?;
                 resumed?;

@@ -317,7 +317,8 @@ impl Work<'_> {
             tag,
             dir,
             guard: GuardCommand {
-                program: std::env::current_exe().context("cannot find the vmtwin binary")?,
+                // This very program, also when its file was replaced by an upgrade meanwhile.
+                program: PathBuf::from("/proc/self/exe"),
                 args: vec!["pause-guard".into()],
             },
             pause_deadline: Duration::from_millis(self.args.pause_deadline_ms),
