@@ -6,13 +6,15 @@ mod common;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmtwin_testkit::{Guest, ReadOnlyDir, SmallTmpfs, assert_clean, assert_one_instant, leftovers};
 
-use common::{PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, files, loaded_guest, text};
+use common::{
+    PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, code, files, loaded_guest, text, told,
+};
 
 #[test]
 fn stores_and_monitors_that_fail() {
@@ -26,7 +28,10 @@ fn stores_and_monitors_that_fail() {
     monitor_dead(&vmtwin);
     check_unharmed(&guest, &vmtwin);
     assert!(vmtwin.snapshots().is_empty());
-    vmtwin.backup(&[]);
+    spool_full(&vmtwin, &guest);
+    program_removed(&vmtwin);
+    check_unharmed(&guest, &vmtwin);
+    assert_eq!(vmtwin.snapshots().len(), 1);
 }
 
 #[test]
@@ -102,6 +107,52 @@ fn monitor_dead(vmtwin: &Vmtwin) {
     let missing = vmtwin.path("missing.sock");
     let add = ["vm", "add", "web02", "--qmp", text(&missing)];
     vmtwin.fails(&add, &["web02", text(&missing)]);
+}
+
+/// Memory finds no room on its way: the home folder's file system is full.
+fn spool_full(vmtwin: &Vmtwin, guest: &Guest) {
+    let Some(small) = SmallTmpfs::mount(8 << 10) else {
+        return;
+    };
+    let home = small.path().join("home");
+    let with_home = |args: &[&str]| vmtwin.run(&[args, &["--home", text(&home)]].concat());
+    let added = with_home(&["vm", "add", VM, "--qmp", text(guest.qmp_path())]);
+    assert_eq!(code(&added), 0, "{}", told(&added));
+    let output = with_home(&["backup", VM, "--spool-memory-mib", "1"]);
+    assert_failure(&output, &[VM, "spool"]);
+    assert!(files(&home.join("spool")).is_empty());
+    assert!(files(&home.join("run")).is_empty());
+    check_unharmed(guest, vmtwin);
+    assert!(vmtwin.snapshots().is_empty());
+}
+
+/// A backup goes on while an upgrade takes the program's file away.
+fn program_removed(vmtwin: &Vmtwin) {
+    let program = vmtwin.path("vmtwin-old");
+    std::fs::copy(env!("CARGO_BIN_EXE_vmtwin"), &program).unwrap();
+    let steps = vmtwin.path("steps");
+    let mut command = Command::new(&program);
+    let same = vmtwin.command(&[]);
+    let environment = same
+        .get_envs()
+        .filter_map(|(key, value)| Some((key, value?)));
+    let child = command
+        .args(["backup", VM])
+        .envs(environment)
+        .env("VMTWIN_STEPS", &steps)
+        .env("VMTWIN_FAILPOINT", "lock=sleep:1000")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !steps.exists() {
+        assert!(Instant::now() < end, "no step was begun");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::remove_file(&program).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
 }
 
 /// The disks at one instant, and no memory.

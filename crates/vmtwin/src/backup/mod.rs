@@ -187,6 +187,10 @@ impl Work<'_> {
             cancel: Some(self.cx.cancel.flag()),
             ..IngestOptions::default()
         };
+        // The lock of a backup that was killed would hinder others, such as a prune.
+        if let Err(error) = repository.remove_stale_locks() {
+            tracing::warn!(%error, "could not remove stale locks of the repository");
+        }
         failpoint::pass("lock")?;
         let backup = repository.start_backup(&options)?;
         self.report.seconds.prepare = self.begun.elapsed().as_secs_f64();
