@@ -251,8 +251,8 @@ fn overwrites_nothing(vmtwin: &Vmtwin) {
     assert_eq!(disk.metadata().unwrap().len(), 32 << 20);
 }
 
-/// Every pack in turn cut short, and then with one bit flipped: at least those with data of the
-/// disks make the restore fail, and then it leaves no file.
+/// All packs cut short, and then with a bit of every page flipped: the restore fails and leaves
+/// no file. With the packs as they were, it works again.
 fn damaged_repository(vmtwin: &Vmtwin) {
     let packs = files(&vmtwin.repo().join("data"));
     assert!(!packs.is_empty());
