@@ -35,6 +35,9 @@ use crate::qmp::{Command, Pending, Qmp, QmpError};
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time the thread is held for QEMU's main thread to stop the guest.
 const HOLD_LIMIT: Duration = Duration::from_millis(250);
+/// Longest wait for QEMU's main thread to queue for the lock: under half a millisecond unless the
+/// host is busy. Without it in the queue the thread would take the lock back at once.
+const QUEUE_LIMIT: Duration = Duration::from_millis(50);
 /// More new threads than this at once are not a snapshot beginning.
 const MAX_THREADS: usize = 16;
 
@@ -196,7 +199,7 @@ impl Watch<'_> {
     /// Gives QEMU's main thread time to queue for the lock with our command in hand.
     fn wait_for_main_thread(&self) {
         let path = format!("/proc/{}/task/{}/syscall", self.pid, self.pid);
-        let end = Instant::now() + Duration::from_millis(3);
+        let end = Instant::now() + QUEUE_LIMIT;
         while Instant::now() < end {
             match std::fs::read_to_string(&path) {
                 Ok(text) if text.starts_with(FUTEX_TEXT) => return,

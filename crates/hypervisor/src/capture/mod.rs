@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::collapse::{CollapseReport, collapse_guest_memory};
+use crate::collapse::collapse_guest_memory;
 use crate::guard::Guard;
 use crate::inspect::run_state;
 use crate::machine::Machine;
@@ -43,7 +43,9 @@ pub use point::{CaptureOptions, PauseMethod, Point};
 use priority::Urgent;
 
 /// How often a missed boundary is tried again before the guest is stopped first.
-const HOLD_TRIES: u32 = 4;
+const HOLD_TRIES: u32 = 6;
+/// How often a point that was not one instant is taken again, from the beginning.
+const INSTANT_TRIES: u32 = 3;
 /// Longest wait for the first page once the guest is stopped.
 const FIRST_PAGE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -92,22 +94,20 @@ impl<'j> Capture<'j> {
             guest,
             views,
             stream: None,
-            point: Point {
-                pause_ms: None,
-                time_us: 0,
-                method: PauseMethod::NotRunning,
-                missed: 0,
-                collapse: CollapseReport::default(),
-                warnings: Vec::new(),
-            },
+            point: Point::default(),
             socket: options.dir.join("nbd.sock"),
         };
-        match capture.run(options, cancelled) {
-            Ok(()) => Ok(capture),
-            Err(error) => {
-                capture.undo_all()?;
-                Err(error)
+        let mut tries_left = INSTANT_TRIES;
+        loop {
+            let Err(error) = capture.run(options, cancelled) else {
+                return Ok(capture);
+            };
+            capture.undo_all()?;
+            tries_left -= 1;
+            if tries_left == 0 || !matches!(error, CaptureError::NotOneInstant { .. }) {
+                return Err(error);
             }
+            tracing::info!(%error, "taking the point again");
         }
     }
 
@@ -116,6 +116,7 @@ impl<'j> Capture<'j> {
         options: &CaptureOptions,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), CaptureError> {
+        self.point = Point::default();
         let owner = user_and_group(self.guest.process.pid).unwrap_or((0, 0));
         disks::give_to(&options.dir, owner)?;
         self.prepare_disks(owner)?;

@@ -29,10 +29,11 @@ pub struct CaptureOptions {
 }
 
 /// How the pause was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PauseMethod {
     /// The guest was not running: neither paused nor resumed.
+    #[default]
     NotRunning,
     /// Disks alone: pause, switch, resume.
     DisksOnly,
@@ -43,7 +44,7 @@ pub enum PauseMethod {
 }
 
 /// What is known of the point.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct Point {
     /// STOP to RESUME by QEMU's events, milliseconds; none where the guest was not paused.
     pub pause_ms: Option<f64>,
