@@ -20,10 +20,8 @@
 //!
 //! Where tracing is not permitted the caller stops the guest first, and says so.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -38,8 +36,8 @@ const HOLD_LIMIT: Duration = Duration::from_millis(250);
 /// Longest wait for QEMU's main thread to queue for the lock: under half a millisecond unless the
 /// host is busy. Without it in the queue the thread would take the lock back at once.
 const QUEUE_LIMIT: Duration = Duration::from_millis(50);
-/// More new threads than this at once are not a snapshot beginning.
-const MAX_THREADS: usize = 16;
+/// Longest wait for the thread after `migrate` was sent.
+const BIRTH_LIMIT: Duration = Duration::from_secs(2);
 
 /// How the hold ended.
 pub(crate) enum Outcome {
@@ -53,23 +51,46 @@ pub(crate) enum Outcome {
     NotPermitted,
 }
 
-/// The thread ids of a process.
-pub(crate) fn threads(pid: u32) -> BTreeSet<i32> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return BTreeSet::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect()
+/// Catches the threads that QEMU's main thread makes, at their birth: each begins stopped, so that
+/// none gets away before it is traced.
+pub(crate) struct Births {
+    /// The main thread; `None` where tracing it is not permitted.
+    main: Option<Traced>,
+}
+
+impl Births {
+    /// Begins to watch. QEMU runs on.
+    pub(crate) fn watch(pid: u32) -> Births {
+        let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_TRACECLONE;
+        let main = i32::try_from(pid).map(Pid::from_raw).ok();
+        let main = main.filter(|tid| ptrace::seize(*tid, options).is_ok());
+        Births {
+            main: main.map(Traced::new),
+        }
+    }
+
+    /// Waits for the first birth, then lets the main thread go. `None` where it is not permitted.
+    fn collect(&mut self, received: &dyn Fn() -> u64) -> Option<Vec<Traced>> {
+        let mut main = self.main.take()?;
+        let deadline = Instant::now() + BIRTH_LIMIT;
+        let mut born = Vec::new();
+        while born.is_empty() && !main.gone && Instant::now() < deadline && received() == 0 {
+            match main.poll_birth() {
+                Some(tid) => born.push(Traced::new(tid)),
+                None => std::thread::yield_now(),
+            }
+        }
+        main.release();
+        Some(born)
+    }
 }
 
 /// Watches a snapshot that was just begun.
 pub(crate) struct Watch<'a> {
     /// QEMU's process id.
     pub(crate) pid: u32,
-    /// Threads that were there before `migrate` was sent.
-    pub(crate) before: BTreeSet<i32>,
+    /// The watch over new threads, begun before `migrate` was sent.
+    pub(crate) births: Births,
     /// Inode of the socket that QEMU writes the stream to.
     pub(crate) stream_inode: u64,
     /// Tells the pause guard that the pause begins.
@@ -84,11 +105,11 @@ impl Watch<'_> {
     /// # Errors
     /// The QMP connection failed.
     pub(crate) fn switch_at_boundary(
-        &self,
+        mut self,
         qmp: &mut Qmp,
         commands: &[Command],
     ) -> Result<Outcome, QmpError> {
-        let Some(mut traced) = self.seize() else {
+        let Some(mut traced) = self.births.collect(self.received) else {
             return Ok(Outcome::NotPermitted);
         };
         if traced.is_empty() {
@@ -99,28 +120,6 @@ impl Watch<'_> {
             thread.release();
         }
         outcome
-    }
-
-    /// Traces the threads that appeared; `None` where that is not permitted.
-    fn seize(&self) -> Option<Vec<Traced>> {
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let mut new = Vec::new();
-        while new.is_empty() && Instant::now() < deadline && (self.received)() == 0 {
-            new = threads(self.pid)
-                .difference(&self.before)
-                .copied()
-                .take(MAX_THREADS)
-                .collect();
-        }
-        let mut traced = Vec::new();
-        for tid in new {
-            match Traced::seize(tid) {
-                Ok(thread) => traced.push(thread),
-                Err(Errno::ESRCH) => {}
-                Err(_) => return None,
-            }
-        }
-        Some(traced)
     }
 
     fn follow(
@@ -253,18 +252,39 @@ struct Traced {
 }
 
 impl Traced {
-    fn seize(tid: i32) -> Result<Traced, Errno> {
-        let tid = Pid::from_raw(tid);
-        ptrace::seize(tid, ptrace::Options::PTRACE_O_TRACESYSGOOD)?;
-        let thread = Traced {
+    fn new(tid: Pid) -> Traced {
+        Traced {
             tid,
             stopped: false,
             gone: false,
             inside_call: false,
             in_setup: false,
+        }
+    }
+
+    /// A thread that this one has just made, if it has. Runs on otherwise, not stopping at calls.
+    fn poll_birth(&mut self) -> Option<Pid> {
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+        let signal = match waitpid(self.tid, Some(flags)) {
+            Ok(WaitStatus::PtraceEvent(_, _, event))
+                if event == ptrace::Event::PTRACE_EVENT_CLONE as i32 =>
+            {
+                self.stopped = true;
+                let tid = ptrace::getevent(self.tid)
+                    .ok()
+                    .and_then(|t| i32::try_from(t).ok());
+                return tid.map(Pid::from_raw);
+            }
+            Ok(WaitStatus::StillAlive) => return None,
+            Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => {
+                self.gone = true;
+                return None;
+            }
+            Ok(_) => None,
         };
-        ptrace::interrupt(tid)?;
-        Ok(thread)
+        let _ = ptrace::cont(self.tid, signal);
+        None
     }
 
     /// The next stop of this thread, if there is one now.

@@ -36,7 +36,7 @@ use crate::spool::{SpoolData, SpoolError};
 use crate::undo::{GuestRef, Undo, cancel_migration};
 use disks::View;
 pub use error::CaptureError;
-use hold::{Outcome, Watch};
+use hold::{Births, Outcome, Watch};
 pub use journal::{Journal, JournalError};
 use memory::{Settings, Stream};
 pub use point::{CaptureOptions, PauseMethod, Point};
@@ -270,13 +270,13 @@ impl<'j> Capture<'j> {
         let mut commands = vec![Command::new("stop", Value::Null)];
         commands.extend(self.views.iter().map(View::switch));
         let pid = self.guest.process.pid;
-        let before = hold::threads(pid);
+        let births = Births::watch(pid);
         let migrate = self.qmp.send(&[migrate_command()])?;
         let outcome = {
             let received = || stream.spool.received_bytes();
             let watch = Watch {
                 pid,
-                before,
+                births,
                 stream_inode: stream.inode,
                 arm,
                 received: &received,
