@@ -37,7 +37,7 @@ impl Work<'_> {
         let time = OffsetDateTime::now_utc();
         let mut disks = Vec::new();
         for disk in machine.disks.iter().filter(|d| d.included) {
-            disks.push(self.store_stopped_disk(disk, &backup)?);
+            disks.push(self.store_stopped_disk(&machine, disk, &backup)?);
         }
         let captured = Captured {
             memory: None,
@@ -48,8 +48,15 @@ impl Work<'_> {
         self.finish(&repository, backup, &machine, Consistency::Crash, captured)
     }
 
-    fn store_stopped_disk(&mut self, disk: &Disk, backup: &Backup) -> Result<ContentDisk> {
-        let (server, client) = NbdServer::start_reading(Path::new(&disk.address), &disk.format)
+    fn store_stopped_disk(
+        &mut self,
+        machine: &Machine,
+        disk: &Disk,
+        backup: &Backup,
+    ) -> Result<ContentDisk> {
+        // QEMU names files as its command line does: from its own folder.
+        let image = Path::new(&machine.cwd).join(&disk.address);
+        let (server, client) = NbdServer::start_reading(&image, &disk.format)
             .with_context(|| format!("cannot read disk {} of the stopped guest", disk.id))?;
         let stored = self.store_image(disk, client, backup);
         drop(server);
