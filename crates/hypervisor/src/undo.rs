@@ -325,7 +325,7 @@ fn remove_filter(
             delete_node(qmp, access)?;
         }
         if let Some(child) = graph.child_of(filter, "file")
-            && graph.root_of_device(qmp, qdev)?.as_deref() == Some(filter)
+            && root_of_device(qmp, qdev)?.as_deref() == Some(filter)
         {
             qmp.execute(
                 "qom-set",
@@ -416,16 +416,17 @@ impl Graph {
         let node = self.nodes().find(|n| n["id"].as_u64() == Some(child))?;
         node["name"].as_str().map(str::to_owned)
     }
+}
 
-    fn root_of_device(&self, qmp: &mut Qmp, qdev: &str) -> Result<Option<String>, QmpError> {
-        let blocks = qmp.execute("query-block", Value::Null)?;
-        Ok(blocks
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|b| b["qdev"] == qdev)
-            .and_then(|b| b["inserted"]["node-name"].as_str().map(str::to_owned)))
-    }
+/// The node that a device's back end stands on now.
+fn root_of_device(qmp: &mut Qmp, qdev: &str) -> Result<Option<String>, QmpError> {
+    let blocks = qmp.execute("query-block", Value::Null)?;
+    Ok(blocks
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|b| b["qdev"] == qdev)
+        .and_then(|b| b["inserted"]["node-name"].as_str().map(str::to_owned)))
 }
 
 /// Removes every node, export and server that bears our names, whatever the journal says.
@@ -434,7 +435,7 @@ impl Graph {
 ///
 /// # Errors
 /// QEMU did not answer or refused.
-pub fn sweep(qmp: &mut Qmp, keep: &dyn Fn(&str) -> bool) -> Result<Vec<String>, QmpError> {
+pub fn sweep(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
     let mut found = Vec::new();
     let exports = qmp.execute("query-block-exports", Value::Null)?;
     let ours: Vec<String> = exports
@@ -442,7 +443,7 @@ pub fn sweep(qmp: &mut Qmp, keep: &dyn Fn(&str) -> bool) -> Result<Vec<String>, 
         .into_iter()
         .flatten()
         .filter_map(|e| e["id"].as_str())
-        .filter(|id| id.starts_with(crate::NODE_PREFIX) && !keep(id))
+        .filter(|id| id.starts_with(crate::NODE_PREFIX))
         .map(str::to_owned)
         .collect();
     if !ours.is_empty() {
@@ -453,7 +454,7 @@ pub fn sweep(qmp: &mut Qmp, keep: &dyn Fn(&str) -> bool) -> Result<Vec<String>, 
     let filters: Vec<String> = graph
         .nodes()
         .filter_map(|n| n["name"].as_str())
-        .filter(|n| n.starts_with(crate::NODE_PREFIX) && n.ends_with("-filter") && !keep(n))
+        .filter(|n| n.starts_with(crate::NODE_PREFIX) && n.ends_with("-filter"))
         .map(str::to_owned)
         .collect();
     for filter in filters {

@@ -12,7 +12,7 @@ use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm};
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::undo::{Undo, sweep};
 
-use crate::backup::{CONNECT_TIMEOUT, Cx};
+use crate::backup::{CONNECT_TIMEOUT, Cx, job_tag};
 use crate::failpoint;
 
 /// Jobs looked at for live ones.
@@ -29,10 +29,7 @@ pub(crate) struct RecoverReport {
 
 /// Undoes what the journal says of jobs whose process is gone. Done at every start.
 pub(crate) fn dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
-    let mut report = RecoverReport::default();
-    for job in cx.db.run(async |c| c.dead_jobs().await)? {
-        undo_job(cx, &job, &mut report)?;
-    }
+    let report = undo_dead_jobs(cx)?;
     for line in &report.undone {
         cx.ui.note(&format!("recovered: {line}"));
     }
@@ -41,6 +38,14 @@ pub(crate) fn dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
             "an earlier job could not be undone: {}",
             report.failed.join("; ")
         );
+    }
+    Ok(report)
+}
+
+fn undo_dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
+    let mut report = RecoverReport::default();
+    for job in cx.db.run(async |c| c.dead_jobs().await)? {
+        undo_job(cx, &job, &mut report)?;
     }
     Ok(report)
 }
@@ -89,10 +94,7 @@ fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
 
 /// The whole recovery, by hand.
 pub(crate) fn run(cx: &Cx<'_>) -> Result<RecoverReport> {
-    let mut report = RecoverReport::default();
-    for job in cx.db.run(async |c| c.dead_jobs().await)? {
-        undo_job(cx, &job, &mut report)?;
-    }
+    let mut report = undo_dead_jobs(cx)?;
     let live = live_jobs(cx)?;
     for vm in cx.db.run(async |c| c.vms().await)? {
         if !live.iter().any(|j| j.vm_id.as_ref() == Some(&vm.id)) {
@@ -116,7 +118,7 @@ fn sweep_guest(vm: &Vm, report: &mut RecoverReport) {
     let Ok(mut qmp) = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT) else {
         return;
     };
-    match sweep(&mut qmp, &|_| false) {
+    match sweep(&mut qmp) {
         Ok(found) => report
             .undone
             .extend(found.into_iter().map(|f| format!("{}: {f}", vm.name))),
@@ -126,16 +128,7 @@ fn sweep_guest(vm: &Vm, report: &mut RecoverReport) {
 
 /// Work folders are named after their job.
 fn sweep_folders(cx: &Cx<'_>, live: &[Job], report: &mut RecoverReport) -> Result<()> {
-    let tags: HashSet<String> = live
-        .iter()
-        .map(|j| {
-            j.id.as_str()
-                .chars()
-                .filter(|c| *c != '-')
-                .take(8)
-                .collect()
-        })
-        .collect();
+    let tags: HashSet<String> = live.iter().map(|j| job_tag(&j.id)).collect();
     for entry in std::fs::read_dir(cx.home.run_dir()?)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_tag = name.len() == 8 && name.chars().all(|c| c.is_ascii_hexdigit());

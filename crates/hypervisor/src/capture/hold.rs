@@ -115,11 +115,8 @@ impl Watch<'_> {
         if traced.is_empty() {
             return Ok(Outcome::Missed);
         }
-        let outcome = self.follow(qmp, commands, &mut traced);
-        for thread in &mut traced {
-            thread.release();
-        }
-        outcome
+        // Dropped, and so let go, whatever the outcome.
+        self.follow(qmp, commands, &mut traced)
     }
 
     fn follow(
@@ -134,7 +131,7 @@ impl Watch<'_> {
         loop {
             let Some((at, stop)) = next_stop(traced, sent.is_some()) else {
                 let over = Instant::now() >= hold_end || traced.is_empty();
-                let passed = sent.is_none() && (self.received)() > 0 && !self.in_setup(traced);
+                let passed = sent.is_none() && (self.received)() > 0;
                 match sent.take() {
                     Some(pending) if over => return self.late_or_done(qmp, pending),
                     None if over || passed => return Ok(Outcome::Missed),
@@ -166,11 +163,6 @@ impl Watch<'_> {
             }
             traced[at].go_on();
         }
-    }
-
-    /// A thread of ours is known to be inside the setup's write.
-    fn in_setup(&self, traced: &[Traced]) -> bool {
-        traced.iter().any(|t| t.in_setup)
     }
 
     /// Collects the replies where they all came, else reports that we were late.

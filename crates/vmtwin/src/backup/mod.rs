@@ -267,13 +267,7 @@ impl Work<'_> {
         consistency: Consistency,
         backup: &Backup,
     ) -> Result<Captured> {
-        let tag: String = self
-            .job
-            .as_str()
-            .chars()
-            .filter(|c| *c != '-')
-            .take(8)
-            .collect();
+        let tag = job_tag(self.job);
         let dir = self.work_dir(&tag)?;
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
         let undo = Undo::DeletePath { path: dir.clone() };
@@ -512,6 +506,12 @@ impl Work<'_> {
         self.cx.db.run(async |c| c.upsert_snapshot(&row).await)?;
         Ok(())
     }
+}
+
+/// Eight characters that tell a job's nodes and work folder apart.
+pub(crate) fn job_tag(job: &JobId) -> String {
+    let digits = job.as_str().chars().filter(|c| *c != '-');
+    digits.take(8).collect()
 }
 
 fn make_dir(dir: &std::path::Path) -> Result<()> {
