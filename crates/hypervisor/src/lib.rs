@@ -13,6 +13,7 @@ pub mod machine;
 pub mod process;
 pub mod qmp;
 pub mod spool;
+pub mod twin;
 pub mod undo;
 
 /// What the names of all our block nodes and exports begin with.

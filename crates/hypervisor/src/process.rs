@@ -1,7 +1,9 @@
 //! What `/proc` says of QEMU's process: arguments, user, folder, start time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 /// A process, told apart from a later one with the same id.
@@ -22,6 +24,29 @@ impl ProcessId {
         let after = &stat[stat.rfind(')')? + 1..];
         let start_ticks = after.split_whitespace().nth(19)?.parse().ok()?;
         Some(ProcessId { pid, start_ticks })
+    }
+
+    /// Kills this very process, if it lives, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It may not be killed, or is still there after `limit`.
+    pub fn kill(self, limit: Duration) -> std::io::Result<()> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let Some(pid) = pid.filter(|_| self.is_alive()) else {
+            return Ok(());
+        };
+        match rustix::process::kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let begun = Instant::now();
+        while self.is_alive() {
+            if begun.elapsed() > limit {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Whether this very process still lives (a zombie does not).
@@ -50,6 +75,22 @@ pub fn arguments(pid: u32) -> std::io::Result<Vec<String>> {
     let text = String::from_utf8_lossy(&raw);
     let text = text.strip_suffix('\0').unwrap_or(&text);
     Ok(text.split('\0').map(str::to_owned).collect())
+}
+
+/// Processes that have `path` in an argument.
+///
+/// Those that end meanwhile, and those of other users where they may not be looked at, are left out.
+#[must_use]
+pub fn with_argument(path: &Path) -> Vec<ProcessId> {
+    let path = path.to_string_lossy();
+    let ours = std::process::id();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != ours)
+        .filter(|pid| arguments(*pid).is_ok_and(|args| args.iter().any(|arg| arg.contains(&*path))))
+        .filter_map(ProcessId::of)
+        .collect()
 }
 
 /// The working folder of a process.

@@ -16,6 +16,7 @@
 mod data;
 mod drain;
 mod file;
+mod follow;
 mod options;
 mod spill;
 mod state;
@@ -30,6 +31,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use data::SpoolData;
+pub use follow::SpoolReader;
 pub use options::SpoolOptions;
 
 use file::SpillFile;
@@ -170,6 +172,14 @@ impl Spool {
     /// A handle for another thread.
     pub fn handle(&self) -> SpoolHandle {
         self.handle.clone()
+    }
+
+    /// Reads the stream while it comes in, from its beginning; what was read is forgotten.
+    ///
+    /// A reader that is slow makes the spool grow, nothing else.
+    pub fn follow(mut self) -> SpoolReader {
+        self.finished = true;
+        SpoolReader::new(Arc::clone(&self.handle.shared))
     }
 
     /// Waits for the end of the stream and hands its bytes over.

@@ -12,11 +12,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::qmp::{Qmp, QmpError};
 
 /// How long to wait for a monitor when undoing.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process that was killed may take to vanish.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest's process and the way to talk to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +67,11 @@ pub enum Undo {
         /// Our exports' ids.
         exports: Vec<String>,
     },
+    /// Kill a process that we started, such as a twin.
+    Process {
+        /// A path of ours that only its command line holds.
+        argument: PathBuf,
+    },
     /// Delete a file or a folder of ours.
     DeletePath {
         /// The path; below a folder of ours.
@@ -91,6 +98,14 @@ pub enum UndoError {
         /// Why not.
         source: std::io::Error,
     },
+    /// A process could not be killed.
+    #[error("could not kill the process that uses {argument}")]
+    Kill {
+        /// What its command line holds.
+        argument: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The guest is still not running.
     #[error("the guest stays {state} after it was told to go on")]
     StillPaused {
@@ -108,6 +123,7 @@ impl Undo {
             Undo::Migration { .. } => "end the memory capture".into(),
             Undo::Disk { filter_node, .. } => format!("remove filter {filter_node}"),
             Undo::NbdServer { .. } => "stop the NBD exports".into(),
+            Undo::Process { argument } => format!("end the process on {}", argument.display()),
             Undo::DeletePath { path } => format!("delete {}", path.display()),
         }
     }
@@ -136,8 +152,10 @@ impl Undo {
     /// # Errors
     /// See [`UndoError`].
     pub fn apply_with(&self, qmp: Option<&mut Qmp>) -> Result<(), UndoError> {
-        if let Undo::DeletePath { path } = self {
-            return delete(path);
+        match self {
+            Undo::DeletePath { path } => return delete(path),
+            Undo::Process { argument } => return kill(argument),
+            _ => {}
         }
         let Some(qmp) = qmp else { return self.apply() };
         let outcome = match self {
@@ -155,7 +173,7 @@ impl Undo {
                 ..
             } => remove_filter(qmp, qdev, access_node, filter_node, scratch_node),
             Undo::NbdServer { exports, .. } => stop_nbd(qmp, exports),
-            Undo::DeletePath { .. } => Ok(()),
+            Undo::Process { .. } | Undo::DeletePath { .. } => Ok(()),
         };
         match outcome {
             Err(error) if error.is_gone() => Ok(()),
@@ -175,7 +193,7 @@ impl Undo {
             | Undo::Migration { guest, .. }
             | Undo::Disk { guest, .. }
             | Undo::NbdServer { guest, .. } => Some(guest),
-            Undo::DeletePath { .. } => None,
+            Undo::Process { .. } | Undo::DeletePath { .. } => None,
         }
     }
 
@@ -185,6 +203,7 @@ impl Undo {
             Undo::Migration { .. } => "the memory capture",
             Undo::Disk { .. } => "a disk's filter",
             Undo::NbdServer { .. } => "the NBD exports",
+            Undo::Process { .. } => "a process",
             Undo::DeletePath { .. } => "a file",
         }
     }
@@ -362,6 +381,18 @@ fn ignore_refusal(outcome: Result<Value, QmpError>) -> Result<(), QmpError> {
         Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
         Err(other) => Err(other),
     }
+}
+
+fn kill(argument: &Path) -> Result<(), UndoError> {
+    for process in process::with_argument(argument) {
+        process
+            .kill(KILL_TIMEOUT)
+            .map_err(|source| UndoError::Kill {
+                argument: argument.to_owned(),
+                source,
+            })?;
+    }
+    Ok(())
 }
 
 fn delete(path: &Path) -> Result<(), UndoError> {

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Snapshot(SnapshotCommand),
     /// Give a guest back: its disks, or the running machine
     Restore(RestoreArgs),
+    /// Turn a stored state into disks that every application finds cleanly closed
+    Settle(SettleArgs),
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \
@@ -114,7 +116,7 @@ pub(crate) enum VmCommand {
 /// Consistency of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Consistency {
-    /// A disk that every application finds cleanly closed, by a twin (not in this version)
+    /// Disks that every application finds cleanly closed: a twin of the guest is shut down
     Application,
     /// Memory and disks at one instant: the guest can be resumed from it
     State,
@@ -155,7 +157,8 @@ pub(crate) enum Order {
 #[command(after_help = "Examples:
   vmtwin backup web01
   vmtwin backup web01 db01 --order random --json
-  vmtwin backup web01 --consistency state --or crash
+  vmtwin backup web01 --or crash
+  vmtwin backup web01 --consistency state      to resume the running machine from it
 
 The guest is paused for some milliseconds; the data is read and stored while it runs. A backup that
 cannot keep the consistency asked for fails, unless --or allows a lesser one; it is labelled as what
@@ -165,7 +168,7 @@ pub(crate) struct BackupArgs {
     #[arg(required = true, value_name = "VM")]
     pub(crate) vms: Vec<String>,
     /// Promise that the backup keeps, or fails
-    #[arg(long, value_enum, default_value = "state")]
+    #[arg(long, value_enum, default_value = "application")]
     pub(crate) consistency: Consistency,
     /// What it may fall back to when the promise cannot be kept (exit code 3)
     #[arg(long = "or", value_enum)]
@@ -191,6 +194,41 @@ pub(crate) struct BackupArgs {
     /// Longest work on huge pages before the pause, which shortens it, seconds (0: none)
     #[arg(long, value_name = "S", default_value = "30")]
     pub(crate) collapse_limit_s: u64,
+    #[command(flatten)]
+    pub(crate) twin: TwinArgs,
+}
+
+/// How a twin is ended.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TwinArgs {
+    /// How long a twin runs before its power button is pressed, seconds
+    #[arg(long, value_name = "S", default_value = "0")]
+    pub(crate) twin_wait_s: u64,
+    /// Longest shutdown of a twin; after it the twin is killed, seconds
+    #[arg(long, value_name = "S", default_value = "300")]
+    pub(crate) twin_deadline_s: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin settle latest
+  vmtwin settle 1a2b3c4d --scratch /var/tmp --accel tcg
+
+A twin is started from the stored state, cut off from any network, and shut down by its own
+operating system. What it leaves is stored as a new snapshot of the same point, which refers to the
+first; the first stays as it is. Needs room for the disks in the scratch folder, and the guest's
+memory; works on any host that can run the machine, whether the guest runs or not.")]
+pub(crate) struct SettleArgs {
+    /// Id of a snapshot with memory, the first digits of it, or `latest`
+    pub(crate) id: String,
+    /// Folder for the twin's disks [default: in the home folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Accelerator of the twin, such as kvm or tcg [default: as it was]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) accel: Option<String>,
+    #[command(flatten)]
+    pub(crate) twin: TwinArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -205,6 +243,41 @@ pub(crate) enum SnapshotCommand {
         /// Id, the first digits of it, or `latest`
         id: String,
     },
+    /// Prove that a snapshot can be restored: read all of it, or boot it
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin snapshot verify latest                          read everything, compare all hashes
+  vmtwin snapshot verify latest --boot                   boot it, isolated, and see it come up
+  vmtwin snapshot verify 1a2b --boot --expect 'login:'   until its console shows this
+
+With --boot the guest is restored to the scratch folder and started with a network that leads
+nowhere, from the live state where the snapshot has one. It has come up when its console speaks or
+its screen rests, and it still runs some seconds later. Then it is thrown away. The result is kept
+in the catalog, the last picture of its screen in the home folder.")]
+pub(crate) struct VerifyArgs {
+    /// Id of the snapshot, the first digits of it, or `latest`
+    pub(crate) id: String,
+    /// Boot it
+    #[arg(long)]
+    pub(crate) boot: bool,
+    /// Text that its console must show
+    #[arg(long, value_name = "TEXT", requires = "boot")]
+    pub(crate) expect: Option<String>,
+    /// Longest wait until it has come up, seconds
+    #[arg(long, value_name = "S", default_value = "180")]
+    pub(crate) limit_s: u64,
+    /// How long a sign of life must last, seconds
+    #[arg(long, value_name = "S", default_value = "10")]
+    pub(crate) settle_s: u64,
+    /// Folder for its disks [default: in the home folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Accelerator, such as kvm or tcg [default: as it was]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) accel: Option<String>,
 }
 
 /// Image format of restored disks.

@@ -61,6 +61,9 @@ pub struct Content {
     pub time: String,
     /// QEMU's run state at the point: `running`, `paused`…
     pub run_state: String,
+    /// Id of the snapshot whose state was settled, where that is how this one came about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled_from: Option<String>,
     /// Disks in the snapshot.
     pub disks: Vec<ContentDisk>,
     /// Memory, where it is held.

@@ -69,6 +69,13 @@ impl Home {
         Ok(dir)
     }
 
+    /// Folder of pictures of screens.
+    pub(crate) fn pictures_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("pictures");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
     pub(crate) fn spool_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("spool");
         private_dir(&dir)?;

@@ -11,11 +11,11 @@ use vmtwin_hypervisor::undo::Undo;
 use crate::db::Db;
 use crate::failpoint;
 
-/// The journal of one job on one guest.
+/// The journal of one job, on one guest or on none.
 pub(crate) struct JobJournal<'a> {
     db: &'a Db,
     job: JobId,
-    vm: VmId,
+    vm: Option<VmId>,
     pause: Option<u64>,
 }
 
@@ -24,7 +24,17 @@ impl<'a> JobJournal<'a> {
         JobJournal {
             db,
             job,
-            vm,
+            vm: Some(vm),
+            pause: None,
+        }
+    }
+
+    /// The journal of a job that touches no guest.
+    pub(crate) fn without_guest(db: &'a Db, job: JobId) -> JobJournal<'a> {
+        JobJournal {
+            db,
+            job,
+            vm: None,
             pause: None,
         }
     }
@@ -47,27 +57,25 @@ impl<'a> JobJournal<'a> {
 impl Journal for JobJournal<'_> {
     fn register(&mut self, step: &str, undo: &Undo) -> Result<u64, JournalError> {
         let value = serde_json::to_value(undo)?;
-        let id = if matches!(undo, Undo::Resume { .. }) {
-            let id = self
-                .db
-                .run(async |c| c.record_pause(&self.job, &self.vm, step, &value).await)?;
+        let (db, job) = (self.db, &self.job);
+        if let (Undo::Resume { .. }, Some(vm)) = (undo, &self.vm) {
+            let id = db.run(async |c| c.record_pause(job, vm, step, &value).await)?;
             self.pause = Some(token(id));
-            id
-        } else {
-            self.db
-                .run(async |c| c.register_step(&self.job, step, &value).await)?
-        };
-        Ok(token(id))
+            return Ok(token(id));
+        }
+        Ok(token(
+            db.run(async |c| c.register_step(job, step, &value).await)?,
+        ))
     }
 
     fn undone(&mut self, token: u64) -> Result<(), JournalError> {
         let step = StepId(i64::try_from(token)?);
-        if self.pause == Some(token) {
-            self.db
-                .run(async |c| c.record_resume(&self.vm, step).await)?;
-            self.pause = None;
-        } else {
-            self.db.run(async |c| c.mark_undone(step).await)?;
+        match &self.vm {
+            Some(vm) if self.pause == Some(token) => {
+                self.db.run(async |c| c.record_resume(vm, step).await)?;
+                self.pause = None;
+            }
+            _ => self.db.run(async |c| c.mark_undone(step).await)?,
         }
         Ok(())
     }

@@ -12,18 +12,22 @@ mod content;
 mod db;
 mod failpoint;
 mod home;
+mod isolated;
 mod journal;
 mod recover;
 mod restore;
+mod settle;
 mod source;
+mod twin_row;
 mod ui;
+mod verify;
 
 use anyhow::Result;
 use clap::Parser;
 
 use backup::Cx;
 use cancel::Cancel;
-use cli::{Cli, Command};
+use cli::{Cli, Command, SnapshotCommand};
 use db::Db;
 use home::Home;
 use ui::Ui;
@@ -66,9 +70,15 @@ fn run(cli: &Cli) -> Result<i32> {
     let cancel = Cancel::on_signals()?;
     match &cli.command {
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
-        Command::Snapshot(args) => command::snapshot::run(&home, &ui, args),
+        Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {
+            command::snapshot::run(&home, &ui, args)
+        }
         Command::Restore(args) => command::restore::run(&home, &ui, &cancel, args),
-        Command::Vm(_) | Command::Backup(_) | Command::Recover => {
+        Command::Vm(_)
+        | Command::Backup(_)
+        | Command::Settle(_)
+        | Command::Snapshot(_)
+        | Command::Recover => {
             let db = Db::open(&home)?;
             let cx = Cx {
                 home: &home,
@@ -95,6 +105,18 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
                 lines.join("\n")
             })?;
             Ok(exit_code(&reports, args.vms.len()))
+        }
+        Command::Settle(args) => {
+            recover::dead_jobs(cx)?;
+            let report = settle::run(cx, args)?;
+            cx.ui.result(&report, || report.line())?;
+            Ok(0)
+        }
+        Command::Snapshot(SnapshotCommand::Verify(args)) => {
+            recover::dead_jobs(cx)?;
+            let report = verify::run(cx, args)?;
+            cx.ui.result(&report, || report.line())?;
+            Ok(if report.ok { 0 } else { EXIT_FAILED })
         }
         _ => {
             let report = recover::run(cx)?;

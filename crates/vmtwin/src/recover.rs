@@ -5,10 +5,12 @@
 //! file system (work folders, stale locks in the repository). What a live job uses is left alone.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm};
+use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm, VmRole};
+use vmtwin_hypervisor::process::with_argument;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::undo::{Undo, sweep};
 
@@ -44,8 +46,12 @@ pub(crate) fn dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
 
 fn undo_dead_jobs(cx: &Cx<'_>) -> Result<RecoverReport> {
     let mut report = RecoverReport::default();
-    for job in cx.db.run(async |c| c.dead_jobs().await)? {
-        undo_job(cx, &job, &mut report)?;
+    let dead = cx.db.run(async |c| c.dead_jobs().await)?;
+    for job in &dead {
+        undo_job(cx, job, &mut report)?;
+    }
+    if !dead.is_empty() {
+        drop_twin_rows(cx, &live_jobs(cx)?, &mut report)?;
     }
     Ok(report)
 }
@@ -96,14 +102,31 @@ fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
 pub(crate) fn run(cx: &Cx<'_>) -> Result<RecoverReport> {
     let mut report = undo_dead_jobs(cx)?;
     let live = live_jobs(cx)?;
+    drop_twin_rows(cx, &live, &mut report)?;
     for vm in cx.db.run(async |c| c.vms().await)? {
-        if !live.iter().any(|j| j.vm_id.as_ref() == Some(&vm.id)) {
+        let held = live.iter().any(|j| j.vm_id.as_ref() == Some(&vm.id));
+        if !held && vm.role == VmRole::Guest {
             sweep_guest(&vm, &mut report);
         }
     }
     sweep_folders(cx, &live, &mut report)?;
     sweep_locks(cx, &mut report);
     Ok(report)
+}
+
+/// Rows of twins that are gone, and that no live job is about to start.
+fn drop_twin_rows(cx: &Cx<'_>, live: &[Job], report: &mut RecoverReport) -> Result<()> {
+    let held = |vm: &Vm| live.iter().any(|job| job.vm_id == vm.twin_of);
+    for vm in cx.db.run(async |c| c.vms().await)? {
+        let socket = Path::new(&vm.connection.address);
+        if vm.role == VmRole::Twin && !held(&vm) && with_argument(socket).is_empty() {
+            cx.db.run(async |c| c.remove_vm(&vm.id).await)?;
+            report
+                .undone
+                .push(format!("remove the row of twin {}", vm.name));
+        }
+    }
+    Ok(())
 }
 
 fn live_jobs(cx: &Cx<'_>) -> Result<Vec<Job>> {

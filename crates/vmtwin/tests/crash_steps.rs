@@ -89,7 +89,7 @@ fn the_next_backup_recovers_first() {
     for step in ["filter disk1", "pause", "resumed", "read disk0"] {
         let output = backup_with(&vmtwin, step, "kill");
         assert_eq!(code(&output), -1, "{step}: {}", told(&output));
-        let output = vmtwin.ok(&["backup", VM]);
+        let output = vmtwin.ok(&["backup", VM, "--consistency", "state"]);
         assert!(told(&output).contains("recovered:"), "{}", told(&output));
         check_clean(&guest, &vmtwin);
     }
@@ -101,7 +101,7 @@ fn start() -> (Guest, Vmtwin, Vec<String>) {
     let guest = loaded_guest();
     let vmtwin = Vmtwin::with_guest(&guest);
     let list = vmtwin.path("steps");
-    let mut command = vmtwin.command(&["backup", VM]);
+    let mut command = vmtwin.command(&["backup", VM, "--consistency", "state"]);
     let output = command.env("VMTWIN_STEPS", &list).output().unwrap();
     assert_eq!(code(&output), 0, "{}", told(&output));
     let steps: Vec<String> = std::fs::read_to_string(list)
@@ -117,7 +117,7 @@ fn start() -> (Guest, Vmtwin, Vec<String>) {
 
 fn backup_with(vmtwin: &Vmtwin, step: &str, action: &str) -> Output {
     eprintln!("{action} at {step}");
-    let mut command = vmtwin.command(&["backup", VM]);
+    let mut command = vmtwin.command(&["backup", VM, "--consistency", "state"]);
     command.env("VMTWIN_FAILPOINT", format!("{step}={action}"));
     command.output().unwrap()
 }

@@ -60,7 +60,7 @@ fn store_full(guest: &Guest) {
     let vmtwin = Vmtwin::with_repo(store.path().join("repo"));
     vmtwin.ok(&["init"]);
     vmtwin.add(guest);
-    vmtwin.fails(&["backup", VM], &[VM, "space"]);
+    vmtwin.fails(&["backup", VM, "--consistency", "state"], &[VM, "space"]);
     check_unharmed(guest, &vmtwin);
     assert!(vmtwin.snapshots().is_empty());
 }
@@ -73,7 +73,7 @@ fn store_read_only(guest: &Guest) {
     let vmtwin = Vmtwin::with_repo(folder.path().join("repo"));
     vmtwin.add(guest);
     let since = Instant::now();
-    vmtwin.fails(&["backup", VM], &[VM, "ead-only"]);
+    vmtwin.fails(&["backup", VM, "--consistency", "state"], &[VM, "ead-only"]);
     assert!(
         guest.test_qmp().pauses_ms(since).is_empty(),
         "paused for nothing"
@@ -82,7 +82,7 @@ fn store_read_only(guest: &Guest) {
 }
 
 fn wrong_password(vmtwin: &Vmtwin) {
-    let mut command = vmtwin.command(&["backup", VM]);
+    let mut command = vmtwin.command(&["backup", VM, "--consistency", "state"]);
     let output = command.env("VMTWIN_PASSWORD", "wrong").output().unwrap();
     assert_failure(&output, &[VM, "password"]);
 }
@@ -94,7 +94,10 @@ fn unknown_guest(vmtwin: &Vmtwin) {
 /// A monitor serves one client at a time.
 fn monitor_busy(vmtwin: &Vmtwin, guest: &Guest) {
     let other = UnixStream::connect(guest.qmp_path()).unwrap();
-    vmtwin.fails(&["backup", VM], &[VM, text(guest.qmp_path())]);
+    vmtwin.fails(
+        &["backup", VM, "--consistency", "state"],
+        &[VM, text(guest.qmp_path())],
+    );
     drop(other);
 }
 
@@ -118,7 +121,14 @@ fn spool_full(vmtwin: &Vmtwin, guest: &Guest) {
     let with_home = |args: &[&str]| vmtwin.run(&[args, &["--home", text(&home)]].concat());
     let added = with_home(&["vm", "add", VM, "--qmp", text(guest.qmp_path())]);
     assert_eq!(code(&added), 0, "{}", told(&added));
-    let output = with_home(&["backup", VM, "--spool-memory-mib", "1"]);
+    let output = with_home(&[
+        "backup",
+        VM,
+        "--consistency",
+        "state",
+        "--spool-memory-mib",
+        "1",
+    ]);
     // The spool or the catalog, whichever is the first to find no room.
     assert_failure(&output, &[VM]);
     assert!(files(&home.join("spool")).is_empty());
@@ -138,7 +148,7 @@ fn program_removed(vmtwin: &Vmtwin) {
         .get_envs()
         .filter_map(|(key, value)| Some((key, value?)));
     let child = command
-        .args(["backup", VM])
+        .args(["backup", VM, "--consistency", "state"])
         .envs(environment)
         .env("VMTWIN_STEPS", &steps)
         .env("VMTWIN_FAILPOINT", "lock=sleep:1000")
@@ -196,7 +206,14 @@ fn scratch_full(vmtwin: &Vmtwin, guest: &Guest) {
     };
     let since = Instant::now();
     let before = vmtwin.snapshots();
-    let mut command = vmtwin.command(&["backup", VM, "--scratch", text(scratch.path())]);
+    let mut command = vmtwin.command(&[
+        "backup",
+        VM,
+        "--consistency",
+        "state",
+        "--scratch",
+        text(scratch.path()),
+    ]);
     let output = command
         .env("VMTWIN_FAILPOINT", "read disk0=sleep:4000")
         .output()
@@ -230,7 +247,7 @@ fn killed_in_mid_backup(vmtwin: &Vmtwin, guest: &Guest) {
 }
 
 fn start_backup(vmtwin: &Vmtwin, failpoint: &str) -> Child {
-    let mut command = vmtwin.command(&["backup", VM]);
+    let mut command = vmtwin.command(&["backup", VM, "--consistency", "state"]);
     command
         .env("VMTWIN_FAILPOINT", failpoint)
         .stdout(Stdio::piped())

@@ -32,7 +32,7 @@ use crate::inspect::run_state;
 use crate::machine::Machine;
 use crate::process::{ProcessId, user_and_group};
 use crate::qmp::{Command, Event, Qmp, QmpError};
-use crate::spool::{SpoolData, SpoolError};
+use crate::spool::{SpoolData, SpoolError, SpoolReader};
 use crate::undo::{GuestRef, Undo, cancel_migration};
 use disks::View;
 pub use error::CaptureError;
@@ -95,7 +95,7 @@ impl<'j> Capture<'j> {
             views,
             stream: None,
             point: Point::default(),
-            socket: options.dir.join("nbd.sock"),
+            socket: nbd_socket(&options.dir),
         };
         let mut tries_left = INSTANT_TRIES;
         loop {
@@ -468,6 +468,24 @@ impl<'j> Capture<'j> {
         Ok(Some(stream.spool.finish()?))
     }
 
+    /// Hands the memory stream over to a reader that takes it while it comes in; `None` where
+    /// memory was not captured. [`Capture::wait_for_memory`] says whether it is whole.
+    pub fn follow_memory(&mut self) -> Option<SpoolReader> {
+        Some(self.stream.take()?.spool.follow())
+    }
+
+    /// Waits until QEMU has sent all of memory.
+    ///
+    /// # Errors
+    /// The snapshot failed, the time is over, or `cancelled` said so.
+    pub fn wait_for_memory(
+        &mut self,
+        limit: Duration,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), CaptureError> {
+        memory::wait_for_end(&mut self.qmp, limit, cancelled)
+    }
+
     /// The connection, for looking at the guest while the capture lasts.
     pub fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
@@ -517,6 +535,12 @@ impl Drop for Capture<'_> {
             tracing::error!(error = %error, "could not undo all of a capture; run: vmtwin recover");
         }
     }
+}
+
+/// The unix socket on which a capture with its work folder `dir` exports its disks.
+#[must_use]
+pub fn nbd_socket(dir: &Path) -> PathBuf {
+    dir.join("nbd.sock")
 }
 
 fn guest_ref(qmp: &Qmp) -> Result<GuestRef, CaptureError> {

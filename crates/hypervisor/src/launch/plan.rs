@@ -22,6 +22,10 @@ pub struct LaunchPlan {
     pub incoming: bool,
     /// QEMU runs in an empty network namespace of its own.
     pub own_network: bool,
+    /// QEMU is killed when the thread that started it ends.
+    pub dies_with_parent: bool,
+    /// What is added to QEMU's nice value: 0 to 19.
+    pub niceness: u8,
     /// What was changed, and why.
     pub changes: Vec<String>,
     /// What may be different from what the user expects.
@@ -111,6 +115,8 @@ impl Work<'_> {
             qmp_socket: self.request.qmp_socket.clone(),
             incoming: self.live(),
             own_network: self.own_network,
+            dies_with_parent: false,
+            niceness: 0,
             changes: self.changes,
             warnings: self.warnings,
         }

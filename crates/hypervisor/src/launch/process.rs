@@ -116,18 +116,29 @@ fn command(
 }
 
 fn words(plan: &LaunchPlan) -> Vec<String> {
-    let wrapper = wrapper(plan).iter().map(|word| (*word).to_owned());
-    wrapper.chain(plan.args.iter().cloned()).collect()
+    let mut words = wrapper(plan);
+    words.extend(plan.args.iter().cloned());
+    words
 }
 
-/// Gives QEMU an empty network namespace. `unshare` replaces itself by QEMU, so the process id is
-/// QEMU's.
-fn wrapper(plan: &LaunchPlan) -> &'static [&'static str] {
-    match (plan.own_network, rustix::process::geteuid().is_root()) {
-        (false, _) => &[],
-        (true, true) => &["unshare", "--net", "--"],
-        (true, false) => &["unshare", "--user", "--map-root-user", "--net", "--"],
+/// Programs that set the process up and replace themselves by the next, so that the process id is
+/// QEMU's. The network namespace first: making it may clear what the others set.
+fn wrapper(plan: &LaunchPlan) -> Vec<String> {
+    let mut words: Vec<&str> = Vec::new();
+    if plan.own_network {
+        words.extend(match rustix::process::geteuid().is_root() {
+            true => ["unshare", "--net", "--"].as_slice(),
+            false => &["unshare", "--user", "--map-root-user", "--net", "--"],
+        });
     }
+    if plan.dies_with_parent {
+        words.extend(["setpriv", "--pdeathsig", "KILL", "--"]);
+    }
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    if plan.niceness > 0 {
+        words.extend(["nice".into(), "-n".into(), plan.niceness.to_string()]);
+    }
+    words
 }
 
 fn wait_for_socket(plan: &LaunchPlan, launched: &mut Launched) -> Result<(), StartError> {

@@ -77,10 +77,11 @@ impl SpoolData {
                 out.copy_from_slice(bytes);
                 Ok(())
             }
-            Slot::Disk { offset } => match &self.file {
+            Slot::Disk { offset, .. } => match &self.file {
                 Some(file) => file.read_at(offset + within as u64, out),
                 None => Err(eof()),
             },
+            Slot::Taken => Err(eof()),
         }
     }
 }

@@ -19,7 +19,11 @@ pub(super) enum Slot {
     Disk {
         /// Offset in the file.
         offset: u64,
+        /// Its length.
+        len: usize,
     },
+    /// Read by a follower, and forgotten.
+    Taken,
 }
 
 #[derive(Debug)]
@@ -51,7 +55,7 @@ pub(super) struct Shared {
     wanted_bytes: AtomicU64,
     socket: Weak<OwnedFd>,
     state: Mutex<State>,
-    /// Received enough, or ended.
+    /// Received enough, a chunk for a follower, or ended.
     progress: Condvar,
     /// Memory is over its limit, or ended.
     spill: Condvar,
@@ -151,6 +155,38 @@ impl Shared {
         if state.memory_bytes > self.options.memory_limit_bytes {
             self.spill.notify_one();
         }
+        self.progress.notify_all();
+    }
+
+    /// Waits for chunk number `index` and forgets it; `None` at the end of the stream.
+    pub(super) fn take_chunk(&self, index: usize) -> Result<Option<Slot>, SpoolError> {
+        let mut state = self.lock();
+        loop {
+            if matches!(state.end, Some(End::Failed(_)))
+                && let Some(End::Failed(error)) = state.end.replace(End::Taken)
+            {
+                return Err(error);
+            }
+            if let Some(slot) = state.slots.get_mut(index) {
+                let slot = std::mem::replace(slot, Slot::Taken);
+                if matches!(slot, Slot::Memory(_)) {
+                    state.memory_bytes -= CHUNK_BYTES as u64;
+                }
+                return Ok(Some(slot));
+            }
+            match state.end {
+                Some(End::Stream) => return Ok(None),
+                Some(_) => {
+                    let reason = "the spool has ended".to_owned();
+                    return Err(SpoolError::GivenUp { reason });
+                }
+                None => {}
+            }
+            state = self
+                .progress
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Waits for a chunk that memory has no room for. None once the spool has ended.
@@ -159,6 +195,9 @@ impl Shared {
         loop {
             if state.end.is_some() {
                 return None;
+            }
+            while let Some(Slot::Taken) = state.slots.get(state.next_to_spill) {
+                state.next_to_spill += 1;
             }
             if state.memory_bytes > self.options.memory_limit_bytes
                 && let Some(Slot::Memory(chunk)) = state.slots.get(state.next_to_spill)
@@ -182,14 +221,15 @@ impl Shared {
         if state.end.is_some() {
             return;
         }
-        let len = chunk.len() as u64;
-        if let Some(slot) = state.slots.get_mut(index) {
-            *slot = Slot::Disk { offset };
-        }
+        let len = chunk.len();
         // Freed before it is no longer counted.
         drop(chunk);
-        state.memory_bytes -= CHUNK_BYTES as u64;
-        state.disk_bytes += len;
+        state.disk_bytes += len as u64;
+        // A follower may have taken it meanwhile, and the count with it.
+        if let Some(slot @ Slot::Memory(_)) = state.slots.get_mut(index) {
+            *slot = Slot::Disk { offset, len };
+            state.memory_bytes -= CHUNK_BYTES as u64;
+        }
     }
 
     /// Ends the spool with the first reason given, and shuts the socket.

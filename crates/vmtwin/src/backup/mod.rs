@@ -8,35 +8,39 @@
 //! The repository is opened and locked before the guest is touched, and the snapshot is written
 //! last: a backup that fails at any step leaves the guest running and no snapshot.
 
+pub(crate) mod application;
 mod memory;
 mod report;
 mod stopped;
+pub(crate) mod store;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use vmtwin_catalog::{InspectedDisk, Inspection, JobId, JobKind, NewJob, Outcome, Vm, VmState};
+use vmtwin_catalog::{
+    InspectedDisk, Inspection, JobId, JobKind, NewJob, Outcome, Vm, VmRole, VmState,
+};
 use vmtwin_hypervisor::capture::{Capture, CaptureError, CaptureOptions, Journal};
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
+use vmtwin_hypervisor::twin::TwinPlan;
 use vmtwin_hypervisor::undo::Undo;
 use vmtwin_nbd::{Client, Options, context};
-use vmtwin_repository::{Backup, ImageOptions, IngestOptions, Repository, Snapshot, SnapshotMeta};
+use vmtwin_repository::{Backup, IngestOptions, Repository};
 
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, Consistency, Fallback, Order};
-use crate::content::{self, CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
+use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
-use crate::source::NbdSource;
-use crate::ui::{BarProgress, Ui};
+use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
 
@@ -57,18 +61,16 @@ pub(crate) struct Cx<'a> {
 
 /// Backs up the guests that `args` names, one after another.
 pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
-    if matches!(
-        args.consistency,
-        Consistency::Application | Consistency::Filesystem
-    ) {
-        bail!(
-            "--consistency {} is not in this version; use state or crash",
-            args.consistency.as_str()
-        );
+    if args.consistency == Consistency::Filesystem {
+        bail!("--consistency filesystem is not in this version; use application, state or crash");
     }
     let mut vms = Vec::new();
     for name in &args.vms {
-        vms.push(cx.db.run(async |c| c.vm_by_name(name).await)?);
+        let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+        if vm.role == VmRole::Twin {
+            bail!("{name} is a twin; back up the guest it was made of");
+        }
+        vms.push(vm);
     }
     if args.order == Order::Random {
         shuffle(&mut vms)?;
@@ -128,7 +130,12 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
 }
 
 /// Ends the job; one whose undos failed stays for recovery, with the error noted.
-fn end_job(db: &Db, job: &JobId, error: Option<&str>, report: &BackupReport) -> Result<()> {
+pub(crate) fn end_job(
+    db: &Db,
+    job: &JobId,
+    error: Option<&str>,
+    report: &BackupReport,
+) -> Result<()> {
     let document = serde_json::to_value(report)?;
     let outcome = match error {
         None => Outcome::Done,
@@ -156,10 +163,23 @@ struct Work<'a> {
     begun: Instant,
 }
 
-/// What a capture brought.
-struct Captured {
+/// What a backup promises, and the twin that keeps it.
+struct Promise {
+    consistency: Consistency,
+    twin: Option<TwinPlan>,
+}
+
+/// What came out of the guest.
+struct Drained {
     memory: Option<SpoolData>,
     disks: Vec<ContentDisk>,
+    /// What was kept.
+    consistency: Consistency,
+}
+
+/// What a capture brought.
+struct Captured {
+    drained: Drained,
     run_state: String,
     time: OffsetDateTime,
 }
@@ -173,10 +193,10 @@ impl Work<'_> {
         };
         let machine = inspect(&mut qmp)?;
         update_table(self.cx.db, self.vm, &machine)?;
-        let consistency = self.choose_consistency(&machine)?;
+        let promise = self.choose_promise(&machine)?;
         let (repository, backup) = self.open_repository()?;
-        let captured = self.capture(qmp, &machine, consistency, &backup)?;
-        self.finish(&repository, backup, &machine, consistency, captured)
+        let captured = self.capture(qmp, &machine, &promise, &backup)?;
+        self.finish(&repository, backup, &machine, captured)
     }
 
     /// Opens and locks the repository: whatever may be wrong with it shows before the guest is
@@ -203,53 +223,72 @@ impl Work<'_> {
         repository: &Repository,
         backup: Backup,
         machine: &Machine,
-        consistency: Consistency,
         captured: Captured,
     ) -> Result<()> {
-        let memory = self.store_memory(&backup, captured.memory.as_ref())?;
+        let drained = captured.drained;
+        let memory = self.store_memory(&backup, drained.memory.as_ref())?;
         let begun = Instant::now();
         let content = Content {
             format: CONTENT_FORMAT,
             vm: self.vm.name.clone(),
-            consistency: consistency.as_str().to_owned(),
+            consistency: drained.consistency.as_str().to_owned(),
             time: captured.time.format(&Rfc3339)?,
             run_state: captured.run_state,
-            disks: captured.disks,
+            settled_from: None,
+            disks: drained.disks,
             memory,
         };
-        self.add_manifest(&backup, machine, &content)?;
+        store::manifest(&backup, machine, &content)?;
+        let files = machine.files.iter();
+        store::files(
+            &backup,
+            files.map(|f| (Path::new(&f.path), f.stored_as.as_str())),
+        )?;
         failpoint::pass("snapshot")?;
-        let snapshot = backup.finish(self.meta(&content, captured.time))?;
+        let snapshot = backup.finish(store::meta(&content, captured.time))?;
         self.report.seconds.finish = begun.elapsed().as_secs_f64();
         self.report.consistency = Some(content.consistency.clone());
         self.report.time = Some(content.time.clone());
         self.report.snapshot = Some(snapshot.id.clone());
         self.report.seconds.total = self.begun.elapsed().as_secs_f64();
         failpoint::pass("catalog")?;
-        self.note_snapshot(&repository.id(), &snapshot)
+        let vm_id = Some(self.vm.id.clone());
+        store::note(self.cx.db, vm_id, &repository.id(), &snapshot, self.report)
     }
 
     /// The promise that can be kept, or the reason why none can.
-    fn choose_consistency(&mut self, machine: &Machine) -> Result<Consistency> {
+    fn choose_promise(&mut self, machine: &Machine) -> Result<Promise> {
         if !machine.blockers.is_empty() {
             bail!("{}", machine.blockers.join("; "));
         }
-        if !machine.disks.iter().any(|d| d.included) && self.args.consistency == Consistency::Crash
-        {
+        let consistency = self.args.consistency;
+        if !machine.disks.iter().any(|d| d.included) && consistency != Consistency::State {
             bail!("the guest has no disk that a backup could take");
         }
-        if self.args.consistency == Consistency::State && !machine.memory_blockers.is_empty() {
-            let reasons = machine.memory_blockers.join("; ");
-            if self.args.or != Some(Fallback::Crash) {
-                bail!(
-                    "the guest's memory cannot be captured: {reasons}; use --consistency crash, \
-                     or --or crash to fall back by itself"
-                );
+        let promised = match consistency {
+            Consistency::Crash | Consistency::Filesystem => Ok(None),
+            Consistency::State => memory_can_be_had(machine).map(|()| None),
+            Consistency::Application => memory_can_be_had(machine)
+                .and_then(|()| self.plan_twin(machine))
+                .map(Some),
+        };
+        match promised {
+            Ok(twin) => Ok(Promise { consistency, twin }),
+            Err(reason) if self.args.or == Some(Fallback::Crash) => {
+                self.warn(format!("stored as crash-consistent: {reason:#}"));
+                Ok(Promise {
+                    consistency: Consistency::Crash,
+                    twin: None,
+                })
             }
-            self.warn(format!("stored as crash-consistent: {reasons}"));
-            return Ok(Consistency::Crash);
+            Err(reason) => {
+                let asked = consistency.as_str();
+                Err(reason.context(format!(
+                    "{asked} consistency can't be had; use another --consistency, or --or crash \
+                     to fall back by itself"
+                )))
+            }
         }
-        Ok(self.args.consistency)
     }
 
     fn warn(&mut self, text: String) {
@@ -264,7 +303,7 @@ impl Work<'_> {
         &mut self,
         qmp: Qmp,
         machine: &Machine,
-        consistency: Consistency,
+        promise: &Promise,
         backup: &Backup,
     ) -> Result<Captured> {
         let tag = job_tag(self.job);
@@ -272,8 +311,8 @@ impl Work<'_> {
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
         let undo = Undo::DeletePath { path: dir.clone() };
         let (token, ()) = journal.around("folder", &undo, || make_dir(&dir))?;
-        let options = self.capture_options(machine, consistency, tag, dir.clone())?;
-        let outcome = self.captured(qmp, machine, &options, &mut journal, backup);
+        let options = self.capture_options(machine, promise.consistency, tag, dir.clone())?;
+        let outcome = self.captured(qmp, machine, &options, promise, &mut journal, backup);
         undo.apply()?;
         journal.undone(token).map_err(anyhow::Error::from_boxed)?;
         outcome
@@ -311,7 +350,7 @@ impl Work<'_> {
             .unwrap_or(u32::MAX)
             .saturating_add(1);
         Ok(CaptureOptions {
-            memory: consistency == Consistency::State,
+            memory: matches!(consistency, Consistency::State | Consistency::Application),
             tag,
             dir,
             guard: GuardCommand {
@@ -331,6 +370,7 @@ impl Work<'_> {
         qmp: Qmp,
         machine: &Machine,
         options: &CaptureOptions,
+        promise: &Promise,
         journal: &mut JobJournal<'_>,
         backup: &Backup,
     ) -> Result<Captured> {
@@ -345,18 +385,23 @@ impl Work<'_> {
         self.report.warnings.extend(point.warnings.iter().cloned());
         let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(point.time_us) * 1000)?;
         self.report.point = Some(point);
-        let outcome = self.drain(&mut capture, machine, backup, options.spool.deadline);
+        let limit = options.spool.deadline;
+        let outcome = match &promise.twin {
+            Some(plan) => self.through_twin(&mut capture, machine, plan, backup, limit),
+            None => self.drain(&mut capture, machine, promise.consistency, backup, limit),
+        };
         let released = capture.release();
-        let (memory, disks) = outcome?;
+        let drained = outcome?;
         released?;
-        let run_state = if self.report.pause_ms.is_some() {
+        let run_state = if drained.consistency == Consistency::Application {
+            "shutdown".into()
+        } else if self.report.pause_ms.is_some() {
             "running".into()
         } else {
             machine.run_state.clone()
         };
         Ok(Captured {
-            memory,
-            disks,
+            drained,
             run_state,
             time,
         })
@@ -367,9 +412,10 @@ impl Work<'_> {
         &mut self,
         capture: &mut Capture<'_>,
         machine: &Machine,
+        consistency: Consistency,
         backup: &Backup,
         limit: Duration,
-    ) -> Result<(Option<SpoolData>, Vec<ContentDisk>)> {
+    ) -> Result<Drained> {
         let cancelled = || self.cx.cancel.is_set();
         let begun = Instant::now();
         failpoint::pass("memory stream")?;
@@ -377,6 +423,20 @@ impl Work<'_> {
         let memory = capture.finish_memory(limit, &cancelled)?;
         spinner.finish_and_clear();
         self.report.seconds.memory = begun.elapsed().as_secs_f64();
+        Ok(Drained {
+            memory,
+            disks: self.store_disks(capture, machine, backup)?,
+            consistency,
+        })
+    }
+
+    /// Stores the disks as they were at the point.
+    fn store_disks(
+        &mut self,
+        capture: &Capture<'_>,
+        machine: &Machine,
+        backup: &Backup,
+    ) -> Result<Vec<ContentDisk>> {
         let begun = Instant::now();
         let mut disks = Vec::new();
         for disk in machine.disks.iter().filter(|d| d.included) {
@@ -387,7 +447,7 @@ impl Work<'_> {
         if self.cx.cancel.is_set() {
             return Err(CaptureError::Cancelled.into());
         }
-        Ok((memory, disks))
+        Ok(disks)
     }
 
     fn store_disk(
@@ -407,34 +467,7 @@ impl Work<'_> {
 
     /// Stores what an NBD export shows as the image of `disk`.
     fn store_image(&mut self, disk: &Disk, client: Client, backup: &Backup) -> Result<ContentDisk> {
-        let size_bytes = client.size_bytes();
-        let source = NbdSource::new(client);
-        let bar = self.cx.ui.bar(&format!("disk {}", disk.id), size_bytes);
-        let progress = BarProgress {
-            bar,
-            cancel: self.cx.cancel,
-        };
-        let stats = backup
-            .add_image(
-                &content::disk_dir(&disk.id),
-                &source,
-                &ImageOptions::default(),
-                &progress,
-            )
-            .with_context(|| {
-                format!(
-                    "disk {} could not be stored (if reading failed: scratch may be full, or the \
-                     guest was powered off)",
-                    disk.id
-                )
-            })?;
-        progress.bar.finish_and_clear();
-        self.report.count(&stats);
-        Ok(ContentDisk {
-            id: disk.id.clone(),
-            size_bytes,
-            format: disk.format.clone(),
-        })
+        store::image(self.cx, backup, disk, client, self.report)
     }
 
     fn store_memory(
@@ -456,55 +489,15 @@ impl Work<'_> {
         self.report.seconds.store_memory = begun.elapsed().as_secs_f64();
         Ok(Some(stored.content))
     }
+}
 
-    fn add_manifest(
-        &mut self,
-        backup: &Backup,
-        machine: &Machine,
-        content: &Content,
-    ) -> Result<()> {
-        backup.add_bytes(content::MACHINE_JSON, &serde_json::to_vec_pretty(machine)?)?;
-        for file in &machine.files {
-            let mut reader = std::fs::File::open(&file.path)
-                .with_context(|| format!("cannot read {} ({})", file.path, file.role))?;
-            backup.add_reader(&file.stored_as, &mut reader)?;
-        }
-        backup.add_bytes(content::SNAPSHOT_JSON, &serde_json::to_vec_pretty(content)?)?;
-        Ok(())
-    }
-
-    fn meta(&self, content: &Content, time: OffsetDateTime) -> SnapshotMeta {
-        SnapshotMeta {
-            time,
-            tags: vec![
-                "vmtwin".into(),
-                format!("vm={}", self.vm.name),
-                format!("consistency={}", content.consistency),
-            ],
-            paths: vec![format!("/vm/{}", self.vm.name)],
-            ..SnapshotMeta::default()
-        }
-    }
-
-    fn note_snapshot(&self, repository_id: &str, snapshot: &Snapshot) -> Result<()> {
-        let consistency = |text: &str| text.parse::<vmtwin_catalog::Consistency>();
-        let row = vmtwin_catalog::Snapshot {
-            id: snapshot.id.clone(),
-            repository_id: repository_id.to_owned(),
-            vm_id: Some(self.vm.id.clone()),
-            vm_name: self.vm.name.clone(),
-            time: snapshot.time,
-            consistency: consistency(self.report.consistency.as_deref().unwrap_or_default())?,
-            consistency_asked: consistency(&self.report.consistency_asked)?,
-            bytes_read: self.report.bytes_read,
-            bytes_new: self.report.bytes_new,
-            bytes_stored: self.report.bytes_stored,
-            parent: None,
-            state: vmtwin_catalog::SnapshotState::Complete,
-            report: serde_json::to_value(&*self.report)?,
-        };
-        self.cx.db.run(async |c| c.upsert_snapshot(&row).await)?;
-        Ok(())
+fn memory_can_be_had(machine: &Machine) -> Result<()> {
+    match machine.memory_blockers.as_slice() {
+        [] => Ok(()),
+        reasons => bail!(
+            "the guest's memory cannot be captured: {}",
+            reasons.join("; ")
+        ),
     }
 }
 
@@ -514,7 +507,7 @@ pub(crate) fn job_tag(job: &JobId) -> String {
     digits.take(8).collect()
 }
 
-fn make_dir(dir: &std::path::Path) -> Result<()> {
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .mode(0o700)
@@ -543,7 +536,7 @@ fn vm_state(run_state: &str) -> VmState {
     }
 }
 
-fn inspected(disk: &Disk) -> InspectedDisk {
+pub(crate) fn inspected(disk: &Disk) -> InspectedDisk {
     let kind = serde_json::to_value(disk.kind).ok();
     InspectedDisk {
         disk_id: disk.id.clone(),

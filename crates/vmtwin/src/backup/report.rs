@@ -11,6 +11,9 @@ pub(crate) struct BackupReport {
     pub(crate) vm: String,
     /// Id of the snapshot; none where the backup failed.
     pub(crate) snapshot: Option<String>,
+    /// Id of the snapshot whose state was settled, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) settled_from: Option<String>,
     /// Consistency kept.
     pub(crate) consistency: Option<String>,
     /// Consistency asked for.
@@ -21,6 +24,8 @@ pub(crate) struct BackupReport {
     pub(crate) time: Option<String>,
     /// How the pause was made, and what came before it.
     pub(crate) point: Option<Point>,
+    /// The twin, where there was one.
+    pub(crate) twin: Option<TwinReport>,
     /// Length of disks and memory.
     pub(crate) bytes_total: u64,
     /// Bytes read.
@@ -37,6 +42,17 @@ pub(crate) struct BackupReport {
     pub(crate) error: Option<String>,
 }
 
+/// What became of the twin.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct TwinReport {
+    /// From its start until it had its state, seconds.
+    pub(crate) load_s: f64,
+    /// From its resume until it had powered off, seconds.
+    pub(crate) run_s: f64,
+    /// How often its power button was pressed.
+    pub(crate) presses: u32,
+}
+
 /// Seconds per phase.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Seconds {
@@ -46,6 +62,8 @@ pub(crate) struct Seconds {
     pub(crate) capture: f64,
     /// Until the memory stream had come.
     pub(crate) memory: f64,
+    /// The twin, from its start to its end.
+    pub(crate) twin: f64,
     /// Reading and storing disks.
     pub(crate) disks: f64,
     /// Storing memory.
@@ -70,12 +88,16 @@ impl BackupReport {
         if let Some(error) = &self.error {
             return format!("{}: FAILED: {error}", self.vm);
         }
-        let pause = match self.pause_ms {
-            Some(ms) => format!("paused {ms:.1} ms"),
-            None => "not paused (it was not running)".to_owned(),
+        let pause = match (self.pause_ms, &self.settled_from) {
+            (Some(ms), _) => format!("paused {ms:.1} ms"),
+            (None, Some(id)) => format!("settled from {}", &id[..id.len().min(8)]),
+            (None, None) => "not paused (it was not running)".to_owned(),
         };
+        let twin = self.twin.map_or(String::new(), |twin| {
+            format!(", its twin shut down in {:.1} s", twin.run_s)
+        });
         format!(
-            "{}: snapshot {} ({}), {pause}; read {}, new {}, stored {} in {:.1} s",
+            "{}: snapshot {} ({}), {pause}{twin}; read {}, new {}, stored {} in {:.1} s",
             self.vm,
             self.snapshot
                 .as_deref()

@@ -11,7 +11,7 @@ use vmtwin_hypervisor::machine::{AddressKind, Disk, Machine};
 use vmtwin_hypervisor::qmp::QmpError;
 use vmtwin_repository::Backup;
 
-use super::{Captured, Work};
+use super::{Captured, Drained, Work};
 use crate::cli::Consistency;
 use crate::content::ContentDisk;
 use crate::restore::NbdServer;
@@ -40,12 +40,15 @@ impl Work<'_> {
             disks.push(self.store_stopped_disk(&machine, disk, &backup)?);
         }
         let captured = Captured {
-            memory: None,
-            disks,
+            drained: Drained {
+                memory: None,
+                disks,
+                consistency: Consistency::Crash,
+            },
             run_state: "shutdown".into(),
             time,
         };
-        self.finish(&repository, backup, &machine, Consistency::Crash, captured)
+        self.finish(&repository, backup, &machine, captured)
     }
 
     fn store_stopped_disk(

@@ -23,10 +23,7 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
         );
     };
     let request = request(args, vm, &snapshot.id)?;
-    let progress = Bars {
-        ui,
-        bar: Mutex::new(None),
-    };
+    let progress = Bars::new(ui);
     let cancelled = || cancel.is_set();
     let report = restore(&repository, &snapshot, &request, &progress, &cancelled)?;
     for warning in &report.warnings {
@@ -63,6 +60,7 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
         }),
         force: args.force,
         run: args.run,
+        hold: false,
         network: match args.network {
             Network::None => launch::Network::None,
             Network::User => launch::Network::User,
@@ -76,12 +74,19 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
 }
 
 /// One bar at a time, for the phase that runs.
-struct Bars<'a> {
+pub(crate) struct Bars<'a> {
     ui: &'a Ui,
     bar: Mutex<Option<ProgressBar>>,
 }
 
-impl Bars<'_> {
+impl<'a> Bars<'a> {
+    pub(crate) fn new(ui: &'a Ui) -> Bars<'a> {
+        Bars {
+            ui,
+            bar: Mutex::new(None),
+        }
+    }
+
     fn set(&self, bar: Option<ProgressBar>) {
         let mut now = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = std::mem::replace(&mut *now, bar) {

@@ -26,11 +26,11 @@ struct Row {
 
 /// A snapshot in detail.
 #[derive(Debug, Serialize)]
-struct Detail {
+pub(crate) struct Detail {
     #[serde(flatten)]
     row: Row,
-    content: Content,
-    machine: Machine,
+    pub(crate) content: Content,
+    pub(crate) machine: Machine,
 }
 
 pub(crate) fn run(home: &Home, ui: &Ui, command: &SnapshotCommand) -> Result<i32> {
@@ -38,6 +38,7 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &SnapshotCommand) -> Result<i32
     match command {
         SnapshotCommand::List { vm } => list(&repository, ui, vm.as_deref()),
         SnapshotCommand::Show { id } => show(&repository, ui, id).map(|()| 0),
+        SnapshotCommand::Verify(_) => bail!("verification needs the catalog"),
     }
 }
 
@@ -95,31 +96,34 @@ fn list(repository: &Repository, ui: &Ui, vm: Option<&str>) -> Result<i32> {
 
 fn show(repository: &Repository, ui: &Ui, id: &str) -> Result<()> {
     let snapshot = repository.snapshot(id)?;
-    let detail = detail(repository, &snapshot)?;
+    let detail = Detail::read(repository, &snapshot)?;
     ui.result(&detail, || text(&detail))
 }
 
-fn detail(repository: &Repository, snapshot: &Snapshot) -> Result<Detail> {
-    if snapshot.tag("vm").is_none() {
-        bail!(
-            "snapshot {} is not of a guest; look at it with restic",
-            &snapshot.id[..8]
-        );
+impl Detail {
+    /// Reads what a snapshot of a guest says of itself.
+    pub(crate) fn read(repository: &Repository, snapshot: &Snapshot) -> Result<Detail> {
+        if snapshot.tag("vm").is_none() {
+            bail!(
+                "snapshot {} is not of a guest; look at it with restic",
+                &snapshot.id[..8]
+            );
+        }
+        let reader = repository.reader(snapshot)?;
+        let read = |path: &str| reader.read_file(path, MAX_JSON_BYTES);
+        let content: Content = serde_json::from_slice(&read(SNAPSHOT_JSON)?)
+            .with_context(|| format!("{SNAPSHOT_JSON} in the snapshot is not valid"))?;
+        if content.format > CONTENT_FORMAT {
+            bail!("the snapshot was made by a newer vmtwin; use that version");
+        }
+        let machine: Machine = serde_json::from_slice(&read(MACHINE_JSON)?)
+            .with_context(|| format!("{MACHINE_JSON} in the snapshot is not valid"))?;
+        Ok(Detail {
+            row: row(snapshot)?,
+            content,
+            machine,
+        })
     }
-    let reader = repository.reader(snapshot)?;
-    let read = |path: &str| reader.read_file(path, MAX_JSON_BYTES);
-    let content: Content = serde_json::from_slice(&read(SNAPSHOT_JSON)?)
-        .with_context(|| format!("{SNAPSHOT_JSON} in the snapshot is not valid"))?;
-    if content.format > CONTENT_FORMAT {
-        bail!("the snapshot was made by a newer vmtwin; use that version");
-    }
-    let machine: Machine = serde_json::from_slice(&read(MACHINE_JSON)?)
-        .with_context(|| format!("{MACHINE_JSON} in the snapshot is not valid"))?;
-    Ok(Detail {
-        row: row(snapshot)?,
-        content,
-        machine,
-    })
 }
 
 fn text(d: &Detail) -> String {

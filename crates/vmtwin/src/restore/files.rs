@@ -37,6 +37,11 @@ impl StoredFile {
         Target::new(&self.folder(root), &name, force)
     }
 
+    /// Where it is in the snapshot.
+    pub(super) fn path_in_snapshot(&self) -> String {
+        format!("/{}", self.path.display())
+    }
+
     /// Writes it.
     pub(super) fn write(
         &self,
@@ -47,9 +52,8 @@ impl StoredFile {
     ) -> Result<Partial, RestoreError> {
         folder.make(&self.folder(folder.path()))?;
         let (partial, mut file) = target.begin()?;
-        let path = format!("/{}", self.path.display());
         reader
-            .copy_file(&path, &mut file)
+            .copy_file(&self.path_in_snapshot(), &mut file)
             .map_err(|error| super::raw::sink_error(error, &partial))?;
         let synced = file.flush().and_then(|()| file.sync_all());
         synced.map_err(RestoreError::file("write", partial.path()))?;

@@ -40,7 +40,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Longest path of a socket on Linux, bytes.
 const SOCKET_PATH_BYTES: usize = 107;
 
-const QMP_SOCKET: &str = "qmp.sock";
+pub(super) const QMP_SOCKET: &str = "qmp.sock";
 const CONSOLE_LOG: &str = "console.log";
 const QEMU_LOG: &str = "qemu.log";
 
@@ -99,7 +99,7 @@ impl Launch {
             console_log: launch_request.console_log,
             qemu_log: dir.join(QEMU_LOG),
             old_logs,
-            resumes: run_state.is_none_or(|state| state == "running"),
+            resumes: !request.hold && run_state.is_none_or(|state| state == "running"),
         })
     }
 

@@ -11,6 +11,7 @@
 //! Up to `keep` everything is taken back: files of ours are removed, files that `force` replaced
 //! return, and a QEMU of ours ends.
 
+mod check;
 mod error;
 mod files;
 mod folder;
@@ -32,6 +33,12 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+/// Where a guest that was restored to `dir` has its monitor.
+pub(crate) fn qmp_socket(dir: &std::path::Path) -> std::path::PathBuf {
+    dir.join(launch::QMP_SOCKET)
+}
+
+pub(crate) use check::read_all;
 pub(crate) use nbd_server::NbdServer;
 pub(crate) use progress::{Phase, RestoreProgress};
 pub(crate) use recipe::restore;

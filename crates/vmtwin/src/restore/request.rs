@@ -46,6 +46,8 @@ pub(crate) struct RestoreRequest {
     pub(crate) force: bool,
     /// Start the guest.
     pub(crate) run: bool,
+    /// Leave the started guest paused, whatever it did at the point.
+    pub(crate) hold: bool,
     /// Where its network leads.
     pub(crate) network: Network,
     /// New name of the guest; `None` keeps the old one.

@@ -98,9 +98,14 @@ impl Vmtwin {
         assert_failure(&self.run(args), words)
     }
 
-    /// One good backup's report.
+    /// The report of one good backup of memory and disks.
     pub(crate) fn backup(&self, more: &[&str]) -> Value {
-        let args = [&["backup", VM], more].concat();
+        self.backup_as("state", more)
+    }
+
+    /// The report of one good backup of this consistency.
+    pub(crate) fn backup_as(&self, consistency: &str, more: &[&str]) -> Value {
+        let args = [&["backup", VM, "--consistency", consistency], more].concat();
         let reports = self.json(&args);
         assert_eq!(reports.as_array().map(Vec::len), Some(1), "{reports}");
         reports[0].clone()

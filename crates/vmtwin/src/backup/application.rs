@@ -1,0 +1,229 @@
+//! Application-consistent disks: memory goes straight into a twin, which its own operating system
+//! shuts down; what is stored is the disks it leaves.
+//!
+//! ```text
+//!   capture ─► spool ─► twin (overlays on the point's exports) ─► power button ─► powered off
+//!                                                                    └─► overlays ─► repository
+//! ```
+//! The guest runs on meanwhile. What a twin leaves is never called application-consistent unless it
+//! powered off by itself, in time, and without an error of its disks.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use vmtwin_hypervisor::capture::{Capture, CaptureError, Journal, nbd_socket};
+use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::spool::SpoolReader;
+use vmtwin_hypervisor::twin::{Backing, ShutdownOptions, Twin, TwinPlan, TwinRequest, check_room};
+use vmtwin_hypervisor::undo::Undo;
+use vmtwin_repository::Backup;
+
+use super::report::TwinReport;
+use super::{Cx, Drained, Work, job_tag};
+use crate::cli::{Consistency, Fallback, TwinArgs};
+use crate::content::ContentDisk;
+use crate::failpoint;
+use crate::journal::JobJournal;
+use crate::restore::NbdServer;
+use crate::twin_row::TwinRow;
+
+/// How long a twin may take from the last byte of its state until it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(5);
+/// Piece of the stream that is handed on at once, bytes.
+const PIECE_BYTES: usize = 256 << 10;
+
+impl Work<'_> {
+    /// Plans the twin, before the guest is touched: what can't be had twice shows here.
+    pub(super) fn plan_twin(&self, machine: &Machine) -> Result<TwinPlan> {
+        check_room(machine.pid, self.args.spool_memory_mib << 20)?;
+        let tag = job_tag(self.job);
+        let dir = self.work_dir(&tag)?;
+        let socket = nbd_socket(&dir);
+        let request = TwinRequest {
+            dir,
+            name: format!("{}-twin-{tag}", self.vm.name),
+            accel: None,
+            dies_with_parent: true,
+        };
+        Ok(TwinPlan::new(machine, &request, |id| Backing::Nbd {
+            socket: socket.clone(),
+            export: id.to_owned(),
+        })?)
+    }
+
+    /// Stores the disks that a twin of the point leaves; where that fails and the user allowed it,
+    /// the disks of the point itself.
+    pub(super) fn through_twin(
+        &mut self,
+        capture: &mut Capture<'_>,
+        machine: &Machine,
+        plan: &TwinPlan,
+        backup: &Backup,
+        limit: Duration,
+    ) -> Result<Drained> {
+        let finished = self
+            .run_twin(capture, machine, plan, limit)
+            .and_then(|()| self.store_finished(machine, plan, backup));
+        match finished {
+            Ok(disks) => Ok(Drained {
+                memory: None,
+                disks,
+                consistency: Consistency::Application,
+            }),
+            Err(error) if self.args.or == Some(Fallback::Crash) && !self.cx.cancel.is_set() => {
+                self.warn(format!("stored as crash-consistent: {error:#}"));
+                Ok(Drained {
+                    memory: None,
+                    disks: self.store_disks(capture, machine, backup)?,
+                    consistency: Consistency::Crash,
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// From the start of the twin until its QEMU has ended.
+    fn run_twin(
+        &mut self,
+        capture: &mut Capture<'_>,
+        machine: &Machine,
+        plan: &TwinPlan,
+        limit: Duration,
+    ) -> Result<()> {
+        let undo = Undo::Process {
+            argument: plan.qmp_socket().to_owned(),
+        };
+        let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
+        let token = journal
+            .register("twin", &undo)
+            .map_err(anyhow::Error::from_boxed)?;
+        let begun = Instant::now();
+        let outcome = journal
+            .step("twin")
+            .map_err(anyhow::Error::from_boxed)
+            .and_then(|()| self.lived(capture, machine, plan, limit));
+        undo.apply()?;
+        journal.undone(token).map_err(anyhow::Error::from_boxed)?;
+        self.report.seconds.twin = begun.elapsed().as_secs_f64();
+        outcome
+    }
+
+    /// The life of the twin.
+    fn lived(
+        &mut self,
+        capture: &mut Capture<'_>,
+        machine: &Machine,
+        plan: &TwinPlan,
+        limit: Duration,
+    ) -> Result<()> {
+        let cancelled = || self.cx.cancel.is_set();
+        let begun = Instant::now();
+        let row = TwinRow::add(self.cx.db, self.vm, machine, plan)?;
+        let spinner = self.cx.ui.spinner("memory into the twin");
+        let (mut twin, socket) = plan.start()?;
+        failpoint::pass("twin state")?;
+        feed(capture, &mut twin, socket, limit, &cancelled)?;
+        twin.wait_ready(READY_TIMEOUT, &cancelled)?;
+        spinner.finish_and_clear();
+        let load_s = begun.elapsed().as_secs_f64();
+        row.runs()?;
+        self.report.twin = Some(end_twin(self.cx, twin, &self.args.twin, load_s)?);
+        Ok(())
+    }
+
+    /// Stores what the twin left.
+    fn store_finished(
+        &mut self,
+        machine: &Machine,
+        plan: &TwinPlan,
+        backup: &Backup,
+    ) -> Result<Vec<ContentDisk>> {
+        let begun = Instant::now();
+        let mut disks = Vec::new();
+        for overlay in plan.overlays() {
+            let id = &overlay.disk_id;
+            failpoint::pass(&format!("read finished {id}"))?;
+            let disk = machine.disks.iter().find(|disk| disk.id == *id);
+            let disk = disk.with_context(|| format!("no disk {id}"))?;
+            let (server, client) = NbdServer::start_reading(&overlay.path, "qcow2")
+                .with_context(|| format!("cannot read the finished disk {id}"))?;
+            disks.push(self.store_image(disk, client, backup)?);
+            drop(server);
+        }
+        self.report.seconds.disks = begun.elapsed().as_secs_f64();
+        Ok(disks)
+    }
+}
+
+/// Lets a twin run until its own operating system has ended it.
+pub(crate) fn end_twin(
+    cx: &Cx<'_>,
+    mut twin: Twin,
+    args: &TwinArgs,
+    load_s: f64,
+) -> Result<TwinReport> {
+    failpoint::pass("twin resume")?;
+    let spinner = cx.ui.spinner("the twin shuts down");
+    twin.resume()?;
+    let options = ShutdownOptions {
+        wait: Duration::from_secs(args.twin_wait_s),
+        deadline: Duration::from_secs(args.twin_deadline_s),
+        ..ShutdownOptions::default()
+    };
+    let ended = twin.shut_down(&options, &|| cx.cancel.is_set())?;
+    failpoint::pass("twin end")?;
+    twin.quit()?;
+    spinner.finish_and_clear();
+    Ok(TwinReport {
+        load_s,
+        run_s: ended.seconds,
+        presses: ended.presses,
+    })
+}
+
+/// Hands the memory stream to the twin while it comes in. A twin that is slow or hangs never holds
+/// the guest, since the spool lies in between.
+fn feed(
+    capture: &mut Capture<'_>,
+    twin: &mut Twin,
+    socket: UnixStream,
+    limit: Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<()> {
+    let reader = capture.follow_memory().context("no memory was captured")?;
+    let spool = reader.handle();
+    let begun = Instant::now();
+    let feeder = thread::spawn(move || hand_on(reader, socket));
+    let captured = capture.wait_for_memory(limit, cancelled);
+    if captured.is_err() {
+        spool.give_up("the capture failed");
+    }
+    while !feeder.is_finished() {
+        if cancelled() || begun.elapsed() > limit {
+            twin.kill()?;
+        }
+        thread::sleep(POLL);
+    }
+    let fed = feeder.join().map_err(|_| anyhow!("the feeder panicked"))?;
+    if cancelled() {
+        return Err(CaptureError::Cancelled.into());
+    }
+    // A twin that ended says more than a broken pipe or the capture that broke with it.
+    twin.check()?;
+    captured?;
+    fed.context("the twin did not take its memory")
+}
+
+fn hand_on(mut reader: SpoolReader, mut socket: UnixStream) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match reader.read(&mut piece)? {
+            0 => return Ok(()),
+            count => socket.write_all(&piece[..count])?,
+        }
+    }
+}
