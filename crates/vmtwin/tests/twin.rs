@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmtwin_hypervisor::process::with_argument;
-use vmtwin_testkit::{DiskFormat, DiskSpec, Ext4State, Guest, Mode, SmallTmpfs, assert_clean};
+use vmtwin_testkit::{DiskFormat, DiskSpec, Ext4State, Guest, Mode, SmallTmpfs, assert_clean, run};
 
 use common::{
     PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, code, document, files, text, told,
@@ -208,6 +208,105 @@ fn snapshots_are_verified_by_reading_and_by_booting() {
         std::fs::write(&pack, bytes).unwrap();
     }
     vmtwin.fails(&["snapshot", "verify", "latest"], &["NOT GOOD"]);
+}
+
+const MAC: &str = "52:54:00:76:6d:74";
+/// Set in the test's second process, which is alone in a network namespace.
+const INSIDE: &str = "VMTWIN_TEST_INSIDE";
+
+/// The guest stands still, so that every frame from its address would be its twin's.
+#[test]
+fn no_frame_of_a_twin_reaches_any_interface() {
+    if std::env::var_os(INSIDE).is_none() {
+        return in_a_network_namespace("no_frame_of_a_twin_reaches_any_interface");
+    }
+    for command in [
+        "link add br0 type bridge",
+        "link set br0 up",
+        "tuntap add dev tap0 mode tap",
+        "link set tap0 master br0 up",
+    ] {
+        run(std::process::Command::new("ip").args(command.split(' ')));
+    }
+    let guest = Guest::builder()
+        .mode(Mode::Ext4)
+        .disks([DiskSpec::qcow2(64)])
+        .kernel_args(["vmtwin.address=192.0.2.15/24"])
+        .extra_args([
+            "-netdev",
+            "tap,id=net0,ifname=tap0,script=no,downscript=no",
+            "-device",
+            &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="),
+        ])
+        .start();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let frames = Frames::count(&vmtwin.path("frames"));
+    frames.wait_for_some();
+    guest.test_qmp().execute("stop", serde_json::json!({}));
+    std::thread::sleep(Duration::from_secs(1));
+    let before = frames.seen();
+    let report = vmtwin.backup_as("application", &["--twin-wait-s", "5"]);
+    assert_eq!(
+        report["pause_ms"],
+        Value::Null,
+        "it was paused by its owner"
+    );
+    assert!(report["twin"]["run_s"].as_f64().unwrap() > 5.0);
+    assert_eq!(frames.seen(), before, "the twin was heard");
+    assert_eq!(guest.test_qmp().status(), "paused");
+    // The counter still counts.
+    guest.test_qmp().execute("cont", serde_json::json!({}));
+    frames.wait_for_some();
+}
+
+/// Runs one test of this file again, in a network namespace of its own.
+fn in_a_network_namespace(test: &str) {
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--net", "--"]);
+    command.arg(std::env::current_exe().unwrap());
+    command
+        .args([test, "--exact", "--nocapture"])
+        .env(INSIDE, "1");
+    assert!(command.status().unwrap().success(), "see above");
+}
+
+/// Counts the frames from the guest's address on all interfaces.
+struct Frames {
+    tcpdump: std::process::Child,
+    list: PathBuf,
+}
+
+impl Frames {
+    fn count(list: &Path) -> Frames {
+        let out = std::fs::File::create(list).unwrap();
+        let mut command = std::process::Command::new("tcpdump");
+        command.args(["-i", "any", "-n", "-e", "-l"]).stdout(out);
+        Frames {
+            tcpdump: command.stderr(Stdio::null()).spawn().expect("tcpdump"),
+            list: list.to_owned(),
+        }
+    }
+
+    fn seen(&self) -> usize {
+        let text = std::fs::read_to_string(&self.list).unwrap();
+        text.lines().filter(|line| line.contains(MAC)).count()
+    }
+
+    /// Waits until more frames come.
+    fn wait_for_some(&self) {
+        let (before, end) = (self.seen(), Instant::now() + PATIENCE);
+        while self.seen() < before + 2 {
+            assert!(Instant::now() < end, "no frame was counted");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
 }
 
 /// The table shows the twin, of whom it is, and where its disk was switched to.
