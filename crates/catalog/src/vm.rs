@@ -246,6 +246,20 @@ impl Catalog {
         commit(write).await
     }
 
+    /// Records that a VM is reached in another way from now on.
+    pub async fn set_connection(&self, id: &VmId, connection: &Connection) -> Result<()> {
+        let mut write = self.write().await?;
+        lock(&mut write, id).await?;
+        sqlx::query("UPDATE vm SET connection_kind = $2, connection_address = $3 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(connection.kind.as_str())
+            .bind(&connection.address)
+            .execute(&mut *write)
+            .await
+            .map_err(database("record a VM's connection"))?;
+        commit(write).await
+    }
+
     /// Records whether a VM runs.
     pub async fn set_state(&self, id: &VmId, state: VmState) -> Result<()> {
         let mut write = self.write().await?;

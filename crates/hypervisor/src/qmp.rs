@@ -166,6 +166,27 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Connects to a QEMU that has just been started: it makes the socket's name an instant before
+    /// it listens. Goes on while `alive` says that its process is there.
+    ///
+    /// # Errors
+    /// As [`Qmp::connect`].
+    pub fn connect_to_new(
+        path: &Path,
+        timeout: Duration,
+        alive: &dyn Fn() -> bool,
+    ) -> Result<Qmp, QmpError> {
+        let begun = Instant::now();
+        loop {
+            match Qmp::connect(path, timeout) {
+                Err(QmpError::Gone { .. }) if alive() && begun.elapsed() < timeout => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn greet(&mut self, timeout: Duration) -> Result<(), QmpError> {
         let deadline = Instant::now() + timeout;
         match self.read_message(deadline) {
@@ -335,10 +356,15 @@ impl Qmp {
     /// Takes the events seen so far, reading what is there without waiting.
     ///
     /// # Errors
-    /// See [`QmpError`].
+    /// See [`QmpError`]; not before the last words of a QEMU that ended were taken.
     pub fn take_events(&mut self) -> Result<Vec<Event>, QmpError> {
-        while self.pump(Instant::now())? {}
-        Ok(self.events.drain(..).collect())
+        loop {
+            match self.pump(Instant::now()) {
+                Ok(true) => {}
+                Err(error) if self.events.is_empty() => return Err(error),
+                Ok(false) | Err(_) => return Ok(self.events.drain(..).collect()),
+            }
+        }
     }
 
     /// Waits for an event that `wanted` accepts; events before it are dropped.
@@ -514,76 +540,4 @@ fn event_time_us(message: &Value) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{BufRead, BufReader, Write};
-    use std::os::unix::net::UnixListener;
-
-    fn server(script: impl FnOnce(UnixStream) + Send + 'static) -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("qmp");
-        let listener = UnixListener::bind(&path).unwrap();
-        std::thread::spawn(move || script(listener.accept().unwrap().0));
-        (dir, path)
-    }
-
-    fn greet(stream: &mut UnixStream) -> BufReader<UnixStream> {
-        stream.write_all(b"{\"QMP\":{}}\r\n").unwrap();
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        stream.write_all(b"{\"return\":{},\"id\":1}\n").unwrap();
-        reader
-    }
-
-    #[test]
-    fn matches_replies_by_id_and_keeps_events() {
-        let (_dir, path) = server(|mut s| {
-            let mut reader = greet(&mut s);
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            s.write_all(
-                b"{\"return\":1,\"id\":\"guard\"}\n{\"event\":\"STOP\",\"timestamp\":{\"seconds\":2,\
-                  \"microseconds\":5}}\n{\"return\":7,\"id\":2}\n",
-            )
-            .unwrap();
-        });
-        let mut qmp = Qmp::connect(&path, Duration::from_secs(5)).unwrap();
-        assert_eq!(qmp.execute("stop", Value::Null).unwrap(), json!(7));
-        let event = qmp
-            .wait_event(Duration::from_secs(1), |e| e.name == "STOP")
-            .unwrap()
-            .unwrap();
-        assert_eq!(event.time_us, 2_000_005);
-    }
-
-    #[test]
-    fn a_socket_without_greeting_is_busy_and_none_is_gone() {
-        let (_dir, path) = server(|s| {
-            std::thread::sleep(Duration::from_secs(2));
-            drop(s);
-        });
-        let error = Qmp::connect(&path, Duration::from_millis(100)).unwrap_err();
-        assert!(matches!(error, QmpError::Busy { .. }), "{error}");
-        let error = Qmp::connect(Path::new("/nonexistent/q"), Duration::from_secs(1)).unwrap_err();
-        assert!(matches!(error, QmpError::Gone { .. }), "{error}");
-    }
-
-    #[test]
-    fn rubbish_and_refusals_are_errors() {
-        let (_dir, path) = server(|mut s| {
-            let mut reader = greet(&mut s);
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            s.write_all(b"{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"},\"id\":2}\n")
-                .unwrap();
-            reader.read_line(&mut line).unwrap();
-            s.write_all(b"\xff\xfe not json\n").unwrap();
-        });
-        let mut qmp = Qmp::connect(&path, Duration::from_secs(5)).unwrap();
-        let error = qmp.execute("x", Value::Null).unwrap_err();
-        assert_eq!(error.to_string(), "QEMU refused x: no");
-        let error = qmp.execute("y", Value::Null).unwrap_err();
-        assert!(matches!(error, QmpError::Protocol(_)), "{error}");
-    }
-}
+mod tests;

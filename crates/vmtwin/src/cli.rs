@@ -71,6 +71,9 @@ pub(crate) enum Command {
     Snapshot(SnapshotCommand),
     /// Give a guest back: its disks, or the running machine
     Restore(RestoreArgs),
+    /// Keep a twin of a guest in memory, to take its place when it fails
+    #[command(subcommand)]
+    Twin(TwinCommand),
     /// Turn a stored state into disks that every application finds cleanly closed
     Settle(SettleArgs),
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
@@ -182,6 +185,15 @@ pub(crate) struct BackupArgs {
     /// Folder for scratch images [default: in the home folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) scratch: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) capture: CaptureArgs,
+    #[command(flatten)]
+    pub(crate) twin: TwinArgs,
+}
+
+/// Limits of a capture.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CaptureArgs {
     /// Memory the spool may hold before it uses the disk, MiB
     #[arg(long, value_name = "MIB", default_value = "512")]
     pub(crate) spool_memory_mib: u64,
@@ -194,8 +206,59 @@ pub(crate) struct BackupArgs {
     /// Longest work on huge pages before the pause, which shortens it, seconds (0: none)
     #[arg(long, value_name = "S", default_value = "30")]
     pub(crate) collapse_limit_s: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TwinCommand {
+    /// Make a twin of a running guest
+    Start(TwinStartArgs),
+    /// List the standbys: of which guest, how old their state is
+    List,
+    /// Put a standby in its guest's place
+    Promote {
+        /// Name of the twin
+        twin: String,
+        /// Kill the guest if it still runs
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove a standby; its guest runs on
+    Stop {
+        /// Name of the twin
+        twin: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin twin start web01 --standby
+  vmtwin twin start web01 --standby --fence 'ipmitool -H host2 power off' --foreground
+
+The twin has the guest's memory and disks of one instant, and stands still. When the guest panics or
+its process is gone without having been shut down, the guest's process is killed, the fencing command
+must succeed, and the twin goes on in its place from that instant, on the guest's bridge. What the
+guest did since is lost. While a standby is kept, the guest's writes keep old data in the home
+folder, and no backup of the guest is made.")]
+pub(crate) struct TwinStartArgs {
+    /// Guest, by name
+    pub(crate) vm: String,
+    /// Keep it paused, to take the guest's place when that fails
+    #[arg(long)]
+    pub(crate) standby: bool,
+    /// Name of the twin [default: VM-twin]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Command that must succeed before the twin is promoted
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) fence: Option<String>,
+    /// Never promote by itself: wait for `twin promote`
+    #[arg(long)]
+    pub(crate) by_hand: bool,
+    /// Stay in the foreground, for a service manager
+    #[arg(long)]
+    pub(crate) foreground: bool,
     #[command(flatten)]
-    pub(crate) twin: TwinArgs,
+    pub(crate) capture: CaptureArgs,
 }
 
 /// How a twin is ended.

@@ -69,6 +69,13 @@ impl Home {
         Ok(dir)
     }
 
+    /// Folder that holds one folder per standby twin.
+    pub(crate) fn standby_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("standby");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
     /// Folder of pictures of screens.
     pub(crate) fn pictures_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("pictures");

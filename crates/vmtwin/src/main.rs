@@ -18,6 +18,7 @@ mod recover;
 mod restore;
 mod settle;
 mod source;
+mod standby;
 mod twin_row;
 mod ui;
 mod verify;
@@ -77,6 +78,7 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Vm(_)
         | Command::Backup(_)
         | Command::Settle(_)
+        | Command::Twin(_)
         | Command::Snapshot(_)
         | Command::Recover => {
             let db = Db::open(&home)?;
@@ -112,6 +114,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
             cx.ui.result(&report, || report.line())?;
             Ok(0)
         }
+        Command::Twin(command) => standby::run(cx, command),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {
             recover::dead_jobs(cx)?;
             let report = verify::run(cx, args)?;

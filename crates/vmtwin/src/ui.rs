@@ -46,7 +46,9 @@ impl Ui {
 
     /// Tells the user something that is not the result.
     pub(crate) fn note(&self, text: &str) {
-        eprintln!("{text}");
+        use std::io::Write;
+        // Nobody may listen any more; what is being done goes on.
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
 
     /// A bar over `total` bytes.

@@ -14,7 +14,8 @@ use vmtwin_hypervisor::process::with_argument;
 use vmtwin_testkit::{DiskFormat, DiskSpec, Ext4State, Guest, Mode, SmallTmpfs, assert_clean, run};
 
 use common::{
-    PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, code, document, files, text, told,
+    PATIENCE, VM, Vmtwin, assert_failure, assert_runs_soon, code, document, files,
+    in_a_network_namespace, text, told,
 };
 
 /// Steps that only a backup by twin has.
@@ -211,14 +212,12 @@ fn snapshots_are_verified_by_reading_and_by_booting() {
 }
 
 const MAC: &str = "52:54:00:76:6d:74";
-/// Set in the test's second process, which is alone in a network namespace.
-const INSIDE: &str = "VMTWIN_TEST_INSIDE";
 
 /// The guest stands still, so that every frame from its address would be its twin's.
 #[test]
 fn no_frame_of_a_twin_reaches_any_interface() {
-    if std::env::var_os(INSIDE).is_none() {
-        return in_a_network_namespace("no_frame_of_a_twin_reaches_any_interface");
+    if !in_a_network_namespace("no_frame_of_a_twin_reaches_any_interface") {
+        return;
     }
     for command in [
         "link add br0 type bridge",
@@ -257,17 +256,6 @@ fn no_frame_of_a_twin_reaches_any_interface() {
     // The counter still counts.
     guest.test_qmp().execute("cont", serde_json::json!({}));
     frames.wait_for_some();
-}
-
-/// Runs one test of this file again, in a network namespace of its own.
-fn in_a_network_namespace(test: &str) {
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--net", "--"]);
-    command.arg(std::env::current_exe().unwrap());
-    command
-        .args([test, "--exact", "--nocapture"])
-        .env(INSIDE, "1");
-    assert!(command.status().unwrap().success(), "see above");
 }
 
 /// Counts the frames from the guest's address on all interfaces.

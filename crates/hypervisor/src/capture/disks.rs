@@ -64,13 +64,21 @@ impl View {
         give_to(&self.scratch_path, owner)
     }
 
-    /// Adds scratch and filter to QEMU's graph; the device does not use them yet.
-    pub(crate) fn add_nodes(&self, qmp: &mut Qmp) -> Result<(), CaptureError> {
-        qmp.execute(
-            "blockdev-add",
-            json!({"driver": "qcow2", "node-name": self.scratch, "discard": "unmap",
-                   "file": {"driver": "file", "filename": self.scratch_path}}),
-        )?;
+    /// Adds scratch and filter to QEMU's graph; the device does not use them yet. `storage` is the
+    /// socket of the daemon that holds scratch, where one does.
+    pub(crate) fn add_nodes(
+        &self,
+        qmp: &mut Qmp,
+        storage: Option<&Path>,
+    ) -> Result<(), CaptureError> {
+        let scratch = match storage {
+            None => json!({"driver": "qcow2", "node-name": self.scratch, "discard": "unmap",
+                           "file": {"driver": "file", "filename": self.scratch_path}}),
+            Some(socket) => json!({"driver": "nbd", "node-name": self.scratch,
+                                   "export": self.scratch,
+                                   "server": {"type": "unix", "path": socket}}),
+        };
+        qmp.execute("blockdev-add", scratch)?;
         qmp.execute(
             "blockdev-add",
             json!({"driver": "copy-before-write", "node-name": self.filter,

@@ -48,6 +48,12 @@ pub enum CaptureError {
         /// Why not.
         reason: String,
     },
+    /// The point can no longer be read.
+    #[error("the point is lost: {reason}")]
+    PointLost {
+        /// Why.
+        reason: String,
+    },
     /// The spool gave up.
     #[error("the memory spool gave up")]
     Spool(#[from] SpoolError),

@@ -18,8 +18,10 @@ mod error;
 mod hold;
 mod journal;
 mod memory;
+mod outlive;
 mod point;
 mod priority;
+mod storage;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,8 +41,10 @@ pub use error::CaptureError;
 use hold::{Births, Outcome, Watch};
 pub use journal::{Journal, JournalError};
 use memory::{Settings, Stream};
+pub use outlive::PointImage;
 pub use point::{CaptureOptions, PauseMethod, Point};
 use priority::Urgent;
+use storage::Storage;
 
 /// How often a missed boundary is tried again before the guest is stopped first.
 const HOLD_TRIES: u32 = 6;
@@ -57,6 +61,7 @@ pub struct Capture<'j> {
     guest: GuestRef,
     views: Vec<View>,
     stream: Option<Stream>,
+    storage: Option<Storage>,
     point: Point,
     socket: PathBuf,
 }
@@ -94,6 +99,7 @@ impl<'j> Capture<'j> {
             guest,
             views,
             stream: None,
+            storage: None,
             point: Point::default(),
             socket: nbd_socket(&options.dir),
         };
@@ -119,7 +125,7 @@ impl<'j> Capture<'j> {
         self.point = Point::default();
         let owner = user_and_group(self.guest.process.pid).unwrap_or((0, 0));
         disks::give_to(&options.dir, owner)?;
-        self.prepare_disks(owner)?;
+        self.prepare_disks(options, owner)?;
         if options.memory {
             self.prepare_memory(options, cancelled)?;
         }
@@ -147,15 +153,24 @@ impl<'j> Capture<'j> {
         act(self)
     }
 
-    fn prepare_disks(&mut self, owner: (u32, u32)) -> Result<(), CaptureError> {
+    fn prepare_disks(
+        &mut self,
+        options: &CaptureOptions,
+        owner: (u32, u32),
+    ) -> Result<(), CaptureError> {
         for view in self.views.clone() {
-            let id = view.disk.id.clone();
             let file = Undo::DeletePath {
                 path: view.scratch_path.clone(),
             };
-            self.step(&format!("scratch {id}"), file, |_| {
+            self.step(&format!("scratch {}", view.disk.id), file, |_| {
                 view.create_scratch(owner)
             })?;
+        }
+        let socket = options.outside.then(|| storage::socket(&options.dir));
+        if let Some(socket) = &socket {
+            self.start_storage(&options.dir, socket, owner)?;
+        }
+        for view in self.views.clone() {
             let undo = Undo::Disk {
                 guest: self.guest.clone(),
                 qdev: view.disk.qdev.clone(),
@@ -163,8 +178,8 @@ impl<'j> Capture<'j> {
                 filter_node: view.filter.clone(),
                 scratch_node: view.scratch.clone(),
             };
-            self.step(&format!("filter {id}"), undo, |c| {
-                view.add_nodes(&mut c.qmp)
+            self.step(&format!("filter {}", view.disk.id), undo, |c| {
+                view.add_nodes(&mut c.qmp, socket.as_deref())
             })?;
         }
         Ok(())
@@ -432,6 +447,12 @@ impl<'j> Capture<'j> {
         })
     }
 
+    /// The guest.
+    #[must_use]
+    pub fn guest(&self) -> &GuestRef {
+        &self.guest
+    }
+
     /// What is known of the point.
     #[must_use]
     pub fn point(&self) -> &Point {
@@ -509,6 +530,7 @@ impl<'j> Capture<'j> {
                 first_error.get_or_insert(error);
             }
         }
+        self.storage = None;
         first_error.map_or(Ok(()), Err)
     }
 

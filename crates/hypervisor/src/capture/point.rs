@@ -16,6 +16,9 @@ pub struct CaptureOptions {
     pub tag: String,
     /// Folder of this capture alone: sockets and scratch images. It exists, and is private.
     pub dir: PathBuf,
+    /// Keep old data in a storage daemon of its own, not in the guest's QEMU, so that the point
+    /// outlives the guest: for a standby twin.
+    pub outside: bool,
     /// How to start the pause guard.
     pub guard: GuardCommand,
     /// When the guard ends a pause, from its beginning.

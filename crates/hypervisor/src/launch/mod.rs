@@ -30,6 +30,7 @@ mod serial;
 mod tests;
 
 pub use error::{LaunchError, StartError};
+pub use network::Tap;
 pub use plan::{LaunchPlan, plan};
 pub use process::{Launched, start};
 pub use request::{Incoming, LaunchRequest, Network, RestoredDisk};

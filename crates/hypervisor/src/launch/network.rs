@@ -65,6 +65,17 @@ const USER_KEPT: &[&str] = &[
 /// Options of `-nic` that belong to the device.
 const NIC_DEVICE: &[&str] = &["model", "mac", "macaddr", "addr", "vectors"];
 
+/// A tap of a machine on [`Network::Standby`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// Its name in the machine's own network namespace.
+    pub name: String,
+    /// Name of the tap that it stands in for, where the command line gave one.
+    pub old_name: Option<String>,
+    /// Bridge that the old one was on, where the command line gave it.
+    pub bridge: Option<String>,
+}
+
 /// What takes the place of a back end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Substitute {
@@ -138,8 +149,18 @@ fn substitute(work: &mut Work<'_>, at: usize, hub: &mut u32) -> Result<(), Launc
     }
     let shown = arg.shown();
     let choice = choose(work, at, &old, &kind)?;
-    let new = build(&old, choice, hub);
+    let mut new = build(&old, choice, hub);
     work.own_network |= matches!(choice, Substitute::RestrictedUser | Substitute::LonelyTap);
+    if choice == Substitute::LonelyTap && work.request.network == Network::Standby {
+        let name = format!("vt{}", work.taps.len());
+        new.set("ifname", &name);
+        let bridge = (kind == "bridge").then(|| old.get("br").unwrap_or_else(|| "br0".into()));
+        work.taps.push(Tap {
+            name,
+            old_name: old.get("ifname"),
+            bridge,
+        });
+    }
     let arg = &mut work.line.args[at];
     arg.value = Some(new.to_string());
     let new = arg.shown();
@@ -166,6 +187,9 @@ fn choose(
             }),
             false => Ok(Substitute::OpenUser),
         };
+    }
+    if work.request.network == Network::Standby && TAP_LIKE.contains(&kind) {
+        return Ok(Substitute::LonelyTap);
     }
     Ok(match (work.live(), kind) {
         (true, "user") => Substitute::RestrictedUser,

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::command_line::CommandLine;
 use super::error::LaunchError;
+use super::network::Tap;
 use super::options::escape;
 use super::request::{Incoming, LaunchRequest};
 use super::{blockers, board, channels, disks, memory, network, serial};
@@ -22,6 +23,8 @@ pub struct LaunchPlan {
     pub incoming: bool,
     /// QEMU runs in an empty network namespace of its own.
     pub own_network: bool,
+    /// Taps that can be joined to a bridge later; only on [`Network::Standby`](super::Network).
+    pub taps: Vec<Tap>,
     /// QEMU is killed when the thread that started it ends.
     pub dies_with_parent: bool,
     /// What is added to QEMU's nice value: 0 to 19.
@@ -38,6 +41,7 @@ pub(super) struct Work<'a> {
     pub(super) request: &'a LaunchRequest,
     pub(super) line: CommandLine,
     pub(super) own_network: bool,
+    pub(super) taps: Vec<Tap>,
     pub(super) changes: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
@@ -52,6 +56,7 @@ pub fn plan(machine: &Machine, request: &LaunchRequest) -> Result<LaunchPlan, La
         request,
         line,
         own_network: false,
+        taps: Vec::new(),
         changes: Vec::new(),
         warnings: Vec::new(),
     };
@@ -115,6 +120,7 @@ impl Work<'_> {
             qmp_socket: self.request.qmp_socket.clone(),
             incoming: self.live(),
             own_network: self.own_network,
+            taps: self.taps,
             dies_with_parent: false,
             niceness: 0,
             changes: self.changes,

@@ -52,6 +52,9 @@ pub enum Incoming {
 pub enum Network {
     /// Nowhere: no back end that reaches anything, in the structure and not by a switch.
     None,
+    /// Nowhere as well, but every tap has a name by which it can be joined to a bridge later:
+    /// see [`LaunchPlan::taps`](super::LaunchPlan::taps).
+    Standby,
     /// Out through this host (QEMU's user mode), reachable from nowhere.
     User,
     /// Where it led before. The old guest must be gone.

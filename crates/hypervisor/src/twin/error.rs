@@ -87,6 +87,14 @@ pub enum TwinError {
         /// QEMU's word.
         reason: String,
     },
+    /// It could not take its guest's place.
+    #[error("the twin cannot take its guest's place: {what}: {reason}")]
+    Promotion {
+        /// The command that failed.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
     /// Nothing showed that it came up.
     #[error(
         "no sign of life within {seconds} s: its console said nothing that was waited for, and its \

@@ -17,6 +17,7 @@
 mod error;
 mod life;
 mod overlay;
+mod promote;
 mod room;
 mod shutdown;
 
@@ -30,13 +31,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::inspect::run_state;
-use crate::launch::{self, Incoming, LaunchPlan, LaunchRequest, Network, RestoredDisk};
+use crate::launch::{self, Incoming, LaunchPlan, LaunchRequest, Network, RestoredDisk, Tap};
 use crate::machine::Machine;
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
 pub use error::TwinError;
 pub use life::{Life, LifeOptions, Sign};
 pub use overlay::{Backing, Overlay};
+pub use promote::{Join, can_outlive, joins};
 pub use room::{check_memory, check_room};
 pub use shutdown::{ShutdownOptions, ShutdownReport};
 
@@ -67,6 +69,8 @@ pub struct TwinRequest {
     pub name: String,
     /// An accelerator in place of the guest's, such as `tcg`.
     pub accel: Option<String>,
+    /// It may take its guest's place: see [`Twin::promote`].
+    pub standby: bool,
     /// It ends when the process that starts it does.
     pub dies_with_parent: bool,
 }
@@ -105,7 +109,10 @@ impl TwinPlan {
                 disks: restored.collect(),
                 qmp_socket: request.dir.join(QMP_SOCKET),
                 incoming: Incoming::State,
-                network: Network::None,
+                network: match request.standby {
+                    true => Network::Standby,
+                    false => Network::None,
+                },
                 name: Some(request.name.clone()),
                 console_log: request.dir.join(CONSOLE_LOG),
                 dir: request.dir.clone(),
@@ -144,6 +151,12 @@ impl TwinPlan {
         &self.overlays
     }
 
+    /// Its taps, where it is a standby.
+    #[must_use]
+    pub fn taps(&self) -> &[Tap] {
+        &self.launch.taps
+    }
+
     /// What distinguishes it from its guest, and why.
     #[must_use]
     pub fn changes(&self) -> &[String] {
@@ -172,6 +185,7 @@ pub struct Twin {
     process: ProcessId,
     qmp: Qmp,
     log: PathBuf,
+    /// Dropping it kills it.
     armed: bool,
 }
 
@@ -183,20 +197,17 @@ impl Twin {
     pub fn adopt(pid: u32, qmp_socket: &Path, log: &Path) -> Result<Twin, TwinError> {
         let ended = || ended(pid, log);
         let process = ProcessId::of(pid).ok_or_else(ended)?;
-        match Qmp::connect(qmp_socket, GREETING_TIMEOUT) {
+        match Qmp::connect_to_new(qmp_socket, GREETING_TIMEOUT, &|| process.is_alive()) {
             Ok(qmp) => Ok(Twin {
                 process,
                 qmp,
                 log: log.to_owned(),
                 armed: true,
             }),
+            Err(error) if error.is_gone() && !process.is_alive() => Err(ended()),
             Err(error) => {
                 kill(process);
-                Err(if error.is_gone() {
-                    ended()
-                } else {
-                    error.into()
-                })
+                Err(error.into())
             }
         }
     }

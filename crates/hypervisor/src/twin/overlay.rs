@@ -10,6 +10,8 @@ use crate::machine::Disk;
 /// What lies under an overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backing {
+    /// Nothing: the disk is blank until another takes its place.
+    Blank,
     /// An NBD export on a unix socket.
     Nbd {
         /// The socket.
@@ -47,9 +49,12 @@ impl Overlay {
             path: self.path.clone(),
             reason,
         };
-        let output = Command::new("qemu-img")
-            .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b"])
-            .arg(self.backing_uri())
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-u", "-f", "qcow2"]);
+        if let Backing::Nbd { socket, export } = &self.backing {
+            command.args(["-F", "raw", "-b", &backing_json(socket, export)]);
+        }
+        let output = command
             .arg(&self.path)
             .arg(self.size_bytes.to_string())
             .stdin(Stdio::null())
@@ -64,15 +69,14 @@ impl Overlay {
             )),
         }
     }
+}
 
-    /// As QEMU's `json:` form: a socket's path in a URI would have to be escaped.
-    fn backing_uri(&self) -> String {
-        let Backing::Nbd { socket, export } = &self.backing;
-        let file = serde_json::json!({
-            "driver": "raw",
-            "file": {"driver": "nbd", "export": export,
-                     "server": {"type": "unix", "path": socket.to_string_lossy()}},
-        });
-        format!("json:{file}")
-    }
+/// As QEMU's `json:` form: a socket's path in a URI would have to be escaped.
+fn backing_json(socket: &Path, export: &str) -> String {
+    let file = serde_json::json!({
+        "driver": "raw",
+        "file": {"driver": "nbd", "export": export,
+                 "server": {"type": "unix", "path": socket.to_string_lossy()}},
+    });
+    format!("json:{file}")
 }

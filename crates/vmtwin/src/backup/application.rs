@@ -39,7 +39,7 @@ const PIECE_BYTES: usize = 256 << 10;
 impl Work<'_> {
     /// Plans the twin, before the guest is touched: what can't be had twice shows here.
     pub(super) fn plan_twin(&self, machine: &Machine) -> Result<TwinPlan> {
-        check_room(machine.pid, self.args.spool_memory_mib << 20)?;
+        check_room(machine.pid, self.args.capture.spool_memory_mib << 20)?;
         let tag = job_tag(self.job);
         let dir = self.work_dir(&tag)?;
         let socket = nbd_socket(&dir);
@@ -47,6 +47,7 @@ impl Work<'_> {
             dir,
             name: format!("{}-twin-{tag}", self.vm.name),
             accel: None,
+            standby: false,
             dies_with_parent: true,
         };
         Ok(TwinPlan::new(machine, &request, |id| Backing::Nbd {
@@ -187,7 +188,7 @@ pub(crate) fn end_twin(
 
 /// Hands the memory stream to the twin while it comes in. A twin that is slow or hangs never holds
 /// the guest, since the spool lies in between.
-fn feed(
+pub(crate) fn feed(
     capture: &mut Capture<'_>,
     twin: &mut Twin,
     socket: UnixStream,

@@ -35,7 +35,7 @@ use vmtwin_nbd::{Client, Options, context};
 use vmtwin_repository::{Backup, IngestOptions, Repository};
 
 use crate::cancel::Cancel;
-use crate::cli::{BackupArgs, Consistency, Fallback, Order};
+use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
@@ -311,7 +311,12 @@ impl Work<'_> {
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
         let undo = Undo::DeletePath { path: dir.clone() };
         let (token, ()) = journal.around("folder", &undo, || make_dir(&dir))?;
-        let options = self.capture_options(machine, promise.consistency, tag, dir.clone())?;
+        let args = &self.args.capture;
+        let mut options = capture_options(self.cx, machine, args, tag, dir.clone())?;
+        options.memory = matches!(
+            promise.consistency,
+            Consistency::State | Consistency::Application
+        );
         let outcome = self.captured(qmp, machine, &options, promise, &mut journal, backup);
         undo.apply()?;
         journal.undone(token).map_err(anyhow::Error::from_boxed)?;
@@ -332,37 +337,6 @@ impl Work<'_> {
             );
         }
         Ok(dir)
-    }
-
-    fn capture_options(
-        &self,
-        machine: &Machine,
-        consistency: Consistency,
-        tag: String,
-        dir: PathBuf,
-    ) -> Result<CaptureOptions> {
-        let mut spool = SpoolOptions::new(self.cx.home.spool_dir()?);
-        spool.memory_limit_bytes = self.args.spool_memory_mib << 20;
-        spool.deadline = Duration::from_secs(self.args.memory_deadline_s);
-        // The preparation sends nothing while it touches every page.
-        spool.stall = Duration::from_secs(60);
-        let gib = u32::try_from(machine.memory_bytes >> 30)
-            .unwrap_or(u32::MAX)
-            .saturating_add(1);
-        Ok(CaptureOptions {
-            memory: matches!(consistency, Consistency::State | Consistency::Application),
-            tag,
-            dir,
-            guard: GuardCommand {
-                // This very program, also when its file was replaced by an upgrade meanwhile.
-                program: PathBuf::from("/proc/self/exe"),
-                args: vec!["pause-guard".into()],
-            },
-            pause_deadline: Duration::from_millis(self.args.pause_deadline_ms),
-            preparation_limit: PREPARATION_PER_GIB.saturating_mul(gib),
-            spool,
-            collapse_limit: Duration::from_secs(self.args.collapse_limit_s),
-        })
     }
 
     fn captured(
@@ -489,6 +463,39 @@ impl Work<'_> {
         self.report.seconds.store_memory = begun.elapsed().as_secs_f64();
         Ok(Some(stored.content))
     }
+}
+
+/// The means of a capture of disks into the work folder `dir`.
+pub(crate) fn capture_options(
+    cx: &Cx<'_>,
+    machine: &Machine,
+    args: &CaptureArgs,
+    tag: String,
+    dir: PathBuf,
+) -> Result<CaptureOptions> {
+    let mut spool = SpoolOptions::new(cx.home.spool_dir()?);
+    spool.memory_limit_bytes = args.spool_memory_mib << 20;
+    spool.deadline = Duration::from_secs(args.memory_deadline_s);
+    // The preparation sends nothing while it touches every page.
+    spool.stall = Duration::from_secs(60);
+    let gib = u32::try_from(machine.memory_bytes >> 30)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    Ok(CaptureOptions {
+        memory: false,
+        outside: false,
+        tag,
+        dir,
+        guard: GuardCommand {
+            // This very program, also when its file was replaced by an upgrade meanwhile.
+            program: PathBuf::from("/proc/self/exe"),
+            args: vec!["pause-guard".into()],
+        },
+        pause_deadline: Duration::from_millis(args.pause_deadline_ms),
+        preparation_limit: PREPARATION_PER_GIB.saturating_mul(gib),
+        spool,
+        collapse_limit: Duration::from_secs(args.collapse_limit_s),
+    })
 }
 
 fn memory_can_be_had(machine: &Machine) -> Result<()> {

@@ -22,6 +22,7 @@ use vmtwin_hypervisor::launch::{
     self, Incoming, LaunchPlan, LaunchRequest, Launched, RestoredDisk,
 };
 use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_repository::SnapshotReader;
 
@@ -187,7 +188,10 @@ impl Started {
     fn ready(&mut self, watch: Watch<'_>) -> Result<Qmp, RestoreError> {
         let start = Instant::now();
         let mut state = "starting".to_owned();
-        let mut qmp = Qmp::connect(&self.launch.plan.qmp_socket, GREETING_TIMEOUT)
+        let process = ProcessId::of(self.launched.pid());
+        let alive = || process.is_some_and(ProcessId::is_alive);
+        let socket = &self.launch.plan.qmp_socket;
+        let mut qmp = Qmp::connect_to_new(socket, GREETING_TIMEOUT, &alive)
             .map_err(|error| self.qmp_error(error))?;
         while start.elapsed() < READY_TIMEOUT {
             if (watch.cancelled)() {

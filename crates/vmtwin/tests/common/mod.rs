@@ -263,3 +263,24 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
+
+/// Set in a test's second process, which is alone in a network namespace.
+const INSIDE: &str = "VMTWIN_TEST_INSIDE";
+
+/// Whether this process has a network namespace of its own; if not, runs the test of this name
+/// again in one, as root of it.
+pub(crate) fn in_a_network_namespace(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args(["--net", "--"]);
+    command.arg(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]);
+    let status = command.env(INSIDE, "1").status().unwrap();
+    assert!(status.success(), "see above");
+    false
+}

@@ -1,0 +1,168 @@
+//! Promotion: a standby twin takes its guest's place, with the guest's disks as they were at the
+//! point and the guest's network.
+//!
+//! ```text
+//!   guest gone ─► scratch over the guest's image ─► drive of every device ─► taps to their bridges
+//!        ─► resume ─► announce
+//! ```
+//! Until then a standby has blank disks and taps that lead nowhere. Whoever promotes has made sure
+//! that the guest does not run.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::{Twin, TwinError};
+use crate::capture::PointImage;
+use crate::launch::Tap;
+use crate::machine::AddressKind;
+
+/// How a tap of a standby is to be joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// Its name in the twin's network namespace.
+    tap: String,
+    /// Its name on the host.
+    name: String,
+    /// The bridge it goes to; `None` where nobody knows.
+    pub bridge: Option<String>,
+}
+
+/// Finds out where the taps of guest `pid` are joined, for those that stand in for them. `tag`
+/// makes names of their own.
+#[must_use]
+pub fn joins(taps: &[Tap], pid: u32, tag: &str) -> Vec<Join> {
+    let open = taps_of(pid);
+    let join = |(number, tap): (usize, &Tap)| {
+        let old = tap.old_name.as_ref().or(open.get(number));
+        let master = old.and_then(|name| master_of(name));
+        Join {
+            tap: tap.name.clone(),
+            name: format!("vt{tag}{number}"),
+            bridge: tap.bridge.clone().or(master),
+        }
+    };
+    taps.iter().enumerate().map(join).collect()
+}
+
+/// The bridge that an interface is on. From `ip`, since `/sys` may be that of another namespace.
+fn master_of(name: &str) -> Option<String> {
+    let mut command = Command::new("ip");
+    command.args(["-json", "link", "show", "dev", name]);
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    let links: Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(links[0]["master"].as_str()?.to_owned())
+}
+
+/// Names of the taps that a process has open, in the order of their descriptors.
+fn taps_of(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let mut fds: Vec<(u32, String)> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let fd = entry.file_name().to_str()?.parse().ok()?;
+            let text = fs::read_to_string(entry.path()).ok()?;
+            let name = text.lines().find_map(|line| line.strip_prefix("iff:"))?;
+            Some((fd, name.trim().to_owned()))
+        })
+        .collect();
+    fds.sort();
+    fds.dedup_by(|a, b| a.1 == b.1);
+    fds.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Whether the disk's image can lie under its scratch image when the guest is gone.
+#[must_use]
+pub fn can_outlive(kind: AddressKind) -> bool {
+    matches!(kind, AddressKind::File | AddressKind::BlockDevice)
+}
+
+impl Twin {
+    /// Takes the guest's place. The guest's process is gone, and fenced where it could come back.
+    ///
+    /// # Errors
+    /// A disk, a tap, or the resume failed; it stands still then.
+    pub fn promote(&mut self, images: &[PointImage], joins: &[Join]) -> Result<(), TwinError> {
+        for (number, image) in images.iter().enumerate() {
+            rebase(image)?;
+            let node = format!("standby-{number}");
+            self.execute(
+                "blockdev-add",
+                json!({"driver": "qcow2", "node-name": node, "discard": "unmap",
+                       "file": {"driver": "file", "filename": image.scratch}}),
+            )?;
+            let drive = json!({"path": image.disk.qdev, "property": "drive", "value": node});
+            self.execute("qom-set", drive)?;
+        }
+        for join in joins.iter().filter(|join| join.bridge.is_some()) {
+            self.join(join)?;
+        }
+        self.execute("cont", Value::Null)?;
+        if !joins.is_empty() {
+            let rounds = json!({"initial": 50, "max": 550, "rounds": 5, "step": 100});
+            self.execute("announce-self", rounds)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves it running.
+    pub fn keep(mut self) {
+        self.armed = false;
+    }
+
+    /// Moves a tap out of the twin's namespace into ours, and onto its bridge.
+    fn join(&mut self, join: &Join) -> Result<(), TwinError> {
+        let Some(bridge) = &join.bridge else {
+            return Ok(());
+        };
+        let namespace = format!("--net=/proc/{}/ns/net", self.process.pid);
+        let ours = std::process::id().to_string();
+        let (tap, name) = (join.tap.as_str(), join.name.as_str());
+        let inside = ["ip", "link", "set", tap, "netns", &ours, "name", name];
+        run(Command::new("nsenter")
+            .arg(namespace)
+            .arg("--")
+            .args(inside))?;
+        run(Command::new("ip").args(["link", "set", name, "master", bridge, "up"]))
+    }
+}
+
+/// Puts the guest's image under the scratch image.
+fn rebase(image: &PointImage) -> Result<(), TwinError> {
+    let mut command = Command::new("qemu-img");
+    command.args([
+        "rebase",
+        "-u",
+        "-f",
+        "qcow2",
+        "-F",
+        &image.disk.format,
+        "-b",
+    ]);
+    run(command.arg(&image.disk.address).arg(&image.scratch))
+}
+
+fn run(command: &mut Command) -> Result<(), TwinError> {
+    let output = command.stdin(Stdio::null()).output();
+    let failed = |reason: String| TwinError::Promotion {
+        what: command_text(command),
+        reason,
+    };
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(failed(said))
+        }
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+fn command_text(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
