@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -26,6 +27,8 @@ pub enum Mode {
     Ext4,
     /// Nothing.
     Idle,
+    /// Hands over to the Debian on the first disk; see [`crate::debian`].
+    Debian,
 }
 
 impl Mode {
@@ -35,6 +38,7 @@ impl Mode {
             Mode::Load => "load",
             Mode::Ext4 => "ext4",
             Mode::Idle => "idle",
+            Mode::Debian => "debian",
         }
     }
 
@@ -50,7 +54,16 @@ impl Mode {
             Mode::Count => pace(10, 1, 4, 1000),
             Mode::Load => pace(200, 8, 32, 100),
             Mode::Ext4 => pace(20, 1, 4, 1000),
-            Mode::Idle => pace(0, 0, 0, 1000),
+            Mode::Idle | Mode::Debian => pace(0, 0, 0, 1000),
+        }
+    }
+
+    /// How long to wait for `ready`: tiny guests take about 6 s without KVM, and
+    /// several tests may share two processors.
+    pub(crate) fn boot_timeout(self) -> Duration {
+        match self {
+            Mode::Debian => Duration::from_secs(600),
+            _ => Duration::from_secs(180),
         }
     }
 }
@@ -296,7 +309,8 @@ impl GuestBuilder {
     /// Like [`GuestBuilder::start`], with an error instead.
     pub fn try_start(self) -> Result<Guest> {
         let boots = self.incoming.is_none() && !self.paused;
-        Guest::launch(self, boots)
+        let timeout = boots.then(|| self.mode.boot_timeout());
+        Guest::launch(&self, timeout)
     }
 
     /// QEMU's arguments; makes disks that do not exist.
@@ -392,7 +406,7 @@ impl GuestBuilder {
         places: &Places,
     ) -> Result<()> {
         let path = disk.make(&places.folder, index)?;
-        let format = disk.format.name();
+        let format = disk.format().name();
         if self.disk_style == DiskStyle::Drive {
             let path = text(&path)?.replace(',', ",,");
             args.option("-drive", format!("file={path},format={format},if=virtio"));

@@ -153,12 +153,15 @@ impl Log {
         }
     }
 
-    /// The numbers that a guest in mode `ext4` acknowledged.
+    /// The numbers that a guest's ledger acknowledged, in mode `debian` that in PostgreSQL.
     pub fn acknowledged(&self) -> Vec<u64> {
-        whole_lines(&self.text(), 0)
-            .filter_map(|line| line.strip_prefix("ack ").and_then(|rest| field(rest, "n")))
-            .collect()
+        acknowledged(&self.text(), "ack ").collect()
     }
+}
+
+/// The numbers in whole lines that begin with the label.
+pub(crate) fn acknowledged<'a>(text: &'a str, label: &'a str) -> impl Iterator<Item = u64> + 'a {
+    whole_lines(text, 0).filter_map(move |line| field(line.strip_prefix(label)?, "n"))
 }
 
 /// Lines after the mark that have their end.

@@ -38,9 +38,20 @@ impl DiskFormat {
 /// A disk that a guest is to have: a new one, or an image that exists.
 #[derive(Debug, Clone)]
 pub struct DiskSpec {
-    pub(crate) format: DiskFormat,
-    pub(crate) size_mib: u64,
-    pub(crate) image: Option<PathBuf>,
+    format: DiskFormat,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Empty {
+        size_mib: u64,
+    },
+    Existing(PathBuf),
+    Over {
+        backing: PathBuf,
+        backing_format: DiskFormat,
+    },
 }
 
 impl DiskSpec {
@@ -48,8 +59,7 @@ impl DiskSpec {
     pub fn qcow2(size_mib: u64) -> DiskSpec {
         DiskSpec {
             format: DiskFormat::Qcow2,
-            size_mib,
-            image: None,
+            content: Content::Empty { size_mib },
         }
     }
 
@@ -57,8 +67,7 @@ impl DiskSpec {
     pub fn raw(size_mib: u64) -> DiskSpec {
         DiskSpec {
             format: DiskFormat::Raw,
-            size_mib,
-            image: None,
+            content: Content::Empty { size_mib },
         }
     }
 
@@ -66,18 +75,37 @@ impl DiskSpec {
     pub fn existing(image: impl Into<PathBuf>, format: DiskFormat) -> DiskSpec {
         DiskSpec {
             format,
-            size_mib: 0,
-            image: Some(image.into()),
+            content: Content::Existing(image.into()),
         }
+    }
+
+    /// A new qcow2 disk that begins as the image is; the image itself stays as it is.
+    pub fn over(backing: impl Into<PathBuf>, backing_format: DiskFormat) -> DiskSpec {
+        DiskSpec {
+            format: DiskFormat::Qcow2,
+            content: Content::Over {
+                backing: backing.into(),
+                backing_format,
+            },
+        }
+    }
+
+    /// How the image is stored.
+    pub(crate) fn format(&self) -> DiskFormat {
+        self.format
     }
 
     /// The image's path; a disk without one is made in `folder`.
     pub(crate) fn make(&self, folder: &Path, index: usize) -> Result<PathBuf> {
-        if let Some(image) = &self.image {
-            return Ok(image.clone());
-        }
         let path = folder.join(format!("disk{index}.{}", self.format.name()));
-        make_disk(&path, self.format, self.size_mib)?;
+        match &self.content {
+            Content::Existing(image) => return Ok(image.clone()),
+            Content::Empty { size_mib } => make_disk(&path, self.format, *size_mib)?,
+            Content::Over {
+                backing,
+                backing_format,
+            } => make_overlay(&path, backing, *backing_format)?,
+        }
         Ok(path)
     }
 }
@@ -89,6 +117,23 @@ pub fn make_disk(path: &Path, format: DiskFormat, size_mib: u64) -> Result<()> {
         .args(["create", "-q", "-f", format.name()])
         .arg(path)
         .arg(format!("{size_mib}M"));
+    try_run(&mut command).map(drop)
+}
+
+fn make_overlay(path: &Path, backing: &Path, backing_format: DiskFormat) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            backing_format.name(),
+            "-b",
+        ])
+        .arg(backing)
+        .arg(path);
     try_run(&mut command).map(drop)
 }
 

@@ -1,7 +1,7 @@
-//! What a guest in mode `ext4` left on its disk, read by the ext4 tools.
+//! The ext4 tools, and what they find on the disk of a guest in mode `ext4`.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::disk::{DiskFormat, copy_to_raw};
@@ -26,14 +26,10 @@ impl Ext4State {
         let work = Workdir::new();
         let raw = work.join("copy.raw");
         copy_to_raw(disk.as_ref(), format, &raw);
-        let header = tool(run(Command::new("/sbin/dumpe2fs").arg("-h").arg(&raw)).stdout);
-        let unmounted = header.lines().any(|line| {
-            line.strip_prefix("Filesystem state:")
-                .is_some_and(|state| state.trim() == "clean")
-        });
+        let superblock = Superblock::read(&raw);
         replay_journal(&raw);
         Ext4State {
-            clean: unmounted && !header.contains("needs_recovery"),
+            clean: superblock.clean && !superblock.needs_recovery,
             sound: is_sound(&raw),
             ended: debugfs(&raw, "stat /clean").contains("Inode:"),
             lines: debugfs(&raw, "cat /ledger")
@@ -57,11 +53,37 @@ impl Ext4State {
     }
 }
 
+/// What a file system says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Superblock {
+    /// Its state is `clean`.
+    pub(crate) clean: bool,
+    /// Its journal has to be replayed.
+    pub(crate) needs_recovery: bool,
+}
+
+impl Superblock {
+    pub(crate) fn read(raw: &Path) -> Superblock {
+        let header = tool(run(Command::new("/sbin/dumpe2fs").arg("-h").arg(raw)).stdout);
+        Superblock::parse(&header)
+    }
+
+    fn parse(header: &str) -> Superblock {
+        let mut lines = header.lines();
+        let state = lines.find_map(|line| line.strip_prefix("Filesystem state:"));
+        Superblock {
+            clean: state.is_some_and(|state| state.trim() == "clean"),
+            needs_recovery: header.contains("needs_recovery"),
+        }
+    }
+}
+
 fn tool(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn replay_journal(raw: &Path) {
+/// Changes the image, as mounting it would.
+pub(crate) fn replay_journal(raw: &Path) {
     let status = Command::new("/sbin/e2fsck")
         .args(["-E", "journal_only", "-y"])
         .arg(raw)
@@ -69,7 +91,8 @@ fn replay_journal(raw: &Path) {
     status.expect("starting e2fsck");
 }
 
-fn is_sound(raw: &Path) -> bool {
+/// Whether a full check finds nothing to mend; the image is not changed.
+pub(crate) fn is_sound(raw: &Path) -> bool {
     let output = Command::new("/sbin/e2fsck")
         .args(["-f", "-n"])
         .arg(raw)
@@ -79,4 +102,32 @@ fn is_sound(raw: &Path) -> bool {
 
 fn debugfs(raw: &Path, request: &str) -> String {
     tool(run(Command::new("/sbin/debugfs").args(["-R", request]).arg(raw)).stdout)
+}
+
+/// Copies a folder out of an image into `into`, and returns the copy's path. What
+/// cannot be read is missing in it.
+pub(crate) fn extract(raw: &Path, folder: &str, into: &Path) -> PathBuf {
+    std::fs::create_dir(into).expect("making a folder");
+    debugfs(raw, &format!("rdump {folder} {}", into.display()));
+    let name = Path::new(folder).file_name();
+    into.join(name.expect("a folder with a name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_superblock_tells_its_state() {
+        let features = "Filesystem features:      has_journal extent 64bit";
+        let clean = format!("{features}\nFilesystem state:         clean\n");
+        let dirty = format!("{features} needs_recovery\nFilesystem state:         not clean\n");
+        let of = |clean, needs_recovery| Superblock {
+            clean,
+            needs_recovery,
+        };
+        assert_eq!(Superblock::parse(&clean), of(true, false));
+        assert_eq!(Superblock::parse(&dirty), of(false, true));
+        assert_eq!(Superblock::parse(""), of(false, false));
+    }
 }

@@ -1,4 +1,4 @@
-//! A running tiny guest.
+//! A running guest.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,6 @@ use crate::console::{self, Heartbeat, Log, Report, Tick, parse_report};
 use crate::process::Workdir;
 use crate::qmp::Qmp;
 
-/// Boots take about 6 s without KVM, and several tests may share two processors.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -42,7 +40,8 @@ impl Guest {
         GuestBuilder::default()
     }
 
-    pub(crate) fn launch(builder: GuestBuilder, boots: bool) -> Result<Guest> {
+    /// Starts QEMU and, if there is a time for it, waits until the guest has booted.
+    pub(crate) fn launch(builder: &GuestBuilder, boot_timeout: Option<Duration>) -> Result<Guest> {
         let folder = Workdir::with_prefix("tinyguest-");
         let places = Places::in_folder(folder.path());
         let arguments = builder.arguments(&places, false)?;
@@ -66,8 +65,8 @@ impl Guest {
             _watcher: watcher,
             _folder: folder,
         };
-        if boots {
-            guest.try_wait_for("ready mode=", BOOT_TIMEOUT)?;
+        if let Some(timeout) = boot_timeout {
+            guest.try_wait_for("ready mode=", timeout)?;
         }
         Ok(guest)
     }

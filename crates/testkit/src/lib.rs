@@ -5,13 +5,14 @@
 //! sockets lead to it: one for the code under test, one for the test to watch
 //! with. After a restore, [`DiskLedger`] and the guest's own `report` say whether
 //! memory and all disks are of one instant, and [`assert_clean`] says whether
-//! anything was left behind in the guest.
+//! anything was left behind in the guest. A [`debian::guest`] is the real thing:
+//! systemd, data bases at work, and judges of the disks that are made of it.
 //!
 //! Everything here is for tests, so most functions panic with the reason instead
 //! of returning an error. What must not panic has a `try_` name.
 //!
 //! Environment:
-//! - `VMTWIN_CACHE`: where kernel and initramfs are kept (default `~/.cache/vmtwin`).
+//! - `VMTWIN_CACHE`: where kernel, initramfs and the Debian guest are kept (default `~/.cache/vmtwin`).
 //! - `VMTWIN_TEST_ACCEL`: `kvm` or `tcg`; without it KVM is used where it boots.
 //! - `VMTWIN_TEST_KEEP`: keep temporary folders, to look at after a failure.
 #![allow(
@@ -27,6 +28,7 @@ mod command;
 mod console;
 mod cpio;
 mod daemon;
+pub mod debian;
 mod disk;
 mod ext4;
 mod faults;
