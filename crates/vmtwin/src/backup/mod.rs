@@ -6,7 +6,8 @@
 //!     ─► memory from the spool ─► snapshot ─► table, report
 //! ```
 //! The repository is opened and locked before the guest is touched, and the snapshot is written
-//! last: a backup that fails at any step leaves the guest running and no snapshot.
+//! last: a backup that fails at any step leaves the guest running and no snapshot. What comes after
+//! the snapshot only brings the catalog's tables up to it: a failure there is a warning.
 
 mod memory;
 mod report;
@@ -123,8 +124,18 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
     .run();
     report.seconds.total = begun.elapsed().as_secs_f64();
     let text = outcome.as_ref().err().map(|e| format!("{e:#}"));
-    end_job(cx.db, &job, text.as_deref(), report)?;
+    if let Err(error) = end_job(cx.db, &job, text.as_deref(), report) {
+        // The next start ends the job's row as that of a process that is gone.
+        let text = format!("the catalog could not note the end of the backup: {error:#}");
+        warn(cx.ui, vm, report, text);
+    }
     outcome
+}
+
+/// Tells the user now, and in the report.
+fn warn(ui: &Ui, vm: &Vm, report: &mut BackupReport, text: String) {
+    ui.note(&format!("warning: {}: {text}", vm.name));
+    report.warnings.push(text);
 }
 
 /// Ends the job; one whose undos failed stays for recovery, with the error noted.
@@ -225,8 +236,13 @@ impl Work<'_> {
         self.report.time = Some(content.time.clone());
         self.report.snapshot = Some(snapshot.id.clone());
         self.report.seconds.total = self.begun.elapsed().as_secs_f64();
-        failpoint::pass("catalog")?;
-        self.note_snapshot(&repository.id(), &snapshot)
+        if let Err(error) = self.note_snapshot(&repository.id(), &snapshot) {
+            let id = &snapshot.id;
+            self.warn(format!(
+                "the catalog could not note snapshot {id}: {error:#}"
+            ));
+        }
+        Ok(())
     }
 
     /// The promise that can be kept, or the reason why none can.
@@ -253,10 +269,7 @@ impl Work<'_> {
     }
 
     fn warn(&mut self, text: String) {
-        self.cx
-            .ui
-            .note(&format!("warning: {}: {text}", self.vm.name));
-        self.report.warnings.push(text);
+        warn(self.cx.ui, self.vm, self.report, text);
     }
 
     /// From the first touch of the guest to its release; disks are stored in between.
@@ -486,7 +499,9 @@ impl Work<'_> {
         }
     }
 
+    /// Adds the snapshot to the catalog's table, which is a cache of what the repository holds.
     fn note_snapshot(&self, repository_id: &str, snapshot: &Snapshot) -> Result<()> {
+        failpoint::pass("catalog")?;
         let consistency = |text: &str| text.parse::<vmtwin_catalog::Consistency>();
         let row = vmtwin_catalog::Snapshot {
             id: snapshot.id.clone(),
