@@ -7,6 +7,7 @@ use vmtwin_repository::{EntryKind, SnapshotReader};
 
 use super::error::RestoreError;
 use super::folder::Folder;
+use super::guard::Guard;
 use super::name;
 use super::progress::Watch;
 use super::target::{Partial, Target};
@@ -42,11 +43,12 @@ impl StoredFile {
         &self,
         reader: &SnapshotReader,
         folder: &mut Folder,
+        guard: &Guard,
         target: Target,
         watch: Watch<'_>,
     ) -> Result<Partial, RestoreError> {
-        folder.make(&self.folder(folder.path()))?;
-        let (partial, mut file) = target.begin()?;
+        folder.make(&self.folder(folder.path()), guard)?;
+        let (partial, mut file) = target.begin(guard)?;
         let path = format!("/{}", self.path.display());
         reader
             .copy_file(&path, &mut file)

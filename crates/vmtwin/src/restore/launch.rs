@@ -2,13 +2,12 @@
 //!
 //! ```text
 //! plan ─ check ─► start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
-//!                 └──────────────── drop: this QEMU ends, its files go ───────────────┘
+//!                 └─── drop, or the guard's end of a killed restore: QEMU and its files go ───┘
 //! ```
 //! QEMU starts stopped, so that a guest that was paused at the point does not run for an instant,
 //! and nothing runs before all has worked.
 
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -26,11 +25,15 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_repository::SnapshotReader;
 
 use super::error::RestoreError;
+use super::guard::Guard;
+use super::launch_files::{CONSOLE_LOG, LaunchFiles, QEMU_LOG, QMP_SOCKET};
 use super::memory;
 use super::progress::Watch;
 use super::report::RunningGuest;
 use super::request::RestoreRequest;
 use super::state::StoredState;
+use super::take_back::TakeBack;
+use crate::failpoint;
 
 /// How long QEMU may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,18 +43,11 @@ const POLL: Duration = Duration::from_millis(20);
 /// Longest path of a socket on Linux, bytes.
 const SOCKET_PATH_BYTES: usize = 107;
 
-const QMP_SOCKET: &str = "qmp.sock";
-const CONSOLE_LOG: &str = "console.log";
-const QEMU_LOG: &str = "qemu.log";
-
 /// A launch that was planned and may go ahead.
 #[derive(Debug)]
 pub(super) struct Launch {
     plan: LaunchPlan,
-    console_log: PathBuf,
-    qemu_log: PathBuf,
-    /// Logs that were there before.
-    old_logs: Vec<PathBuf>,
+    files: LaunchFiles,
     /// The guest ran at the point, or boots.
     resumes: bool,
 }
@@ -93,12 +89,9 @@ impl Launch {
         let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
         plan.args.push("-S".to_owned());
         check_socket(&plan.qmp_socket, request.force)?;
-        let old_logs = check_logs(dir, request.force)?;
         Ok(Launch {
             plan,
-            console_log: launch_request.console_log,
-            qemu_log: dir.join(QEMU_LOG),
-            old_logs,
+            files: LaunchFiles::check(dir, request.force)?,
             resumes: run_state.is_none_or(|state| state == "running"),
         })
     }
@@ -114,8 +107,11 @@ impl Launch {
         self,
         reader: &SnapshotReader,
         state: Option<&StoredState>,
+        guard: &Guard,
         watch: Watch<'_>,
     ) -> Result<(Started, u64), RestoreError> {
+        self.register(guard)?;
+        failpoint::pass("start")?;
         let (feed, incoming) = match state {
             Some(state) => {
                 let pair = UnixStream::pair().map_err(RestoreError::file("make", "a socket"))?;
@@ -123,9 +119,9 @@ impl Launch {
             }
             None => (None, None),
         };
-        let launched = launch::start(&self.plan, incoming, &self.qemu_log);
+        let launched = launch::start(&self.plan, incoming, &self.qemu_log());
         let launched = launched.map_err(|error| {
-            self.remove_files();
+            self.files.remove();
             RestoreError::Start(error)
         })?;
         let mut started = Started {
@@ -133,23 +129,34 @@ impl Launch {
             launch: self,
             armed: true,
         };
+        failpoint::pass("state")?;
         let fed = match feed {
             Some((state, socket)) => started.feed(reader, state, socket, watch)?,
             None => 0,
         };
         let mut qmp = started.ready(watch)?;
+        failpoint::pass("resume")?;
         started.resume(&mut qmp)?;
         Ok((started, fed))
     }
 
-    /// Removes what QEMU wrote.
-    fn remove_files(&self) {
-        let _ = fs::remove_file(&self.plan.qmp_socket);
-        for log in logs(&self.plan.dir).unwrap_or_default() {
-            if !self.old_logs.contains(&log) {
-                let _ = fs::remove_file(log);
-            }
+    /// Tells the guard of QEMU before there is one. The path of its socket, in a folder that is
+    /// locked, tells it from every other.
+    fn register(&self, guard: &Guard) -> Result<(), RestoreError> {
+        guard.add(&TakeBack::LaunchFiles(self.files.clone()))?;
+        let mut after = self.plan.args.iter().skip_while(|arg| *arg != "-qmp");
+        match after.nth(1) {
+            Some(argument) => guard.add(&TakeBack::Process {
+                argument: argument.clone(),
+            }),
+            None => Err(RestoreError::Internal {
+                what: "the plan of the launch",
+            }),
         }
+    }
+
+    fn qemu_log(&self) -> PathBuf {
+        self.files.dir().join(QEMU_LOG)
     }
 }
 
@@ -221,8 +228,8 @@ impl Started {
         RunningGuest {
             pid: self.launched.pid(),
             qmp_socket: self.launch.plan.qmp_socket.clone(),
-            console_log: self.launch.console_log.clone(),
-            qemu_log: self.launch.qemu_log.clone(),
+            console_log: self.launch.files.dir().join(CONSOLE_LOG),
+            qemu_log: self.launch.qemu_log(),
             run_state: if self.launch.resumes {
                 "running"
             } else {
@@ -258,7 +265,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if self.armed {
             let _ = self.launched.kill();
-            self.launch.remove_files();
+            self.launch.files.remove();
         }
     }
 }
@@ -295,32 +302,6 @@ fn check_socket(socket: &Path, force: bool) -> Result<(), RestoreError> {
     }
 }
 
-/// Logs are written to by QEMU itself, under their own names. Gives those that are there.
-fn check_logs(dir: &Path, force: bool) -> Result<Vec<PathBuf>, RestoreError> {
-    let old = logs(dir).map_err(RestoreError::file("list", dir))?;
-    match old.first() {
-        Some(path) if !force => Err(RestoreError::Exists { path: path.clone() }),
-        _ => Ok(old),
-    }
-}
-
-/// The logs in a folder. Consoles after the first have numbers.
-fn logs(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut logs = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let further = name
-            .strip_prefix(CONSOLE_LOG)
-            .is_some_and(|rest| rest.starts_with('.'));
-        if further || name == CONSOLE_LOG || name == QEMU_LOG {
-            logs.push(entry.path());
-        }
-    }
-    Ok(logs)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
@@ -345,17 +326,5 @@ mod tests {
             check_socket(&path, false),
             Err(RestoreError::Exists { .. })
         ));
-    }
-
-    #[test]
-    fn old_logs_are_not_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        check_logs(dir.path(), false).unwrap();
-        fs::write(dir.path().join("console.log.2"), "").unwrap();
-        assert!(matches!(
-            check_logs(dir.path(), false),
-            Err(RestoreError::Exists { .. })
-        ));
-        check_logs(dir.path(), true).unwrap();
     }
 }

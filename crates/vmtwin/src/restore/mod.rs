@@ -9,14 +9,16 @@
 //!           └──────────── on any error or cancel: taken back ────────┘
 //! ```
 //! Up to `keep` everything is taken back: files of ours are removed, files that `force` replaced
-//! return, and a QEMU of ours ends.
+//! return, and a QEMU of ours ends. Where this process dies, its guard does that.
 
 mod error;
 mod files;
 mod folder;
+mod guard;
 mod in_use;
 mod inventory;
 mod launch;
+mod launch_files;
 mod memory;
 mod name;
 mod nbd_server;
@@ -28,10 +30,12 @@ mod report;
 mod request;
 mod sparse_sink;
 mod state;
+mod take_back;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use guard::run_guard;
 pub(crate) use nbd_server::NbdServer;
 pub(crate) use progress::{Phase, RestoreProgress};
 pub(crate) use recipe::restore;
