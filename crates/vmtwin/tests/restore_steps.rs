@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Restored, Vmtwin, assert_failure, code, files, loaded_guest, text, told};
+use common::{
+    PATIENCE, Restored, Vmtwin, assert_failure, code, files, loaded_guest, programs_in, text, told,
+};
 use serde_json::Value;
 
 /// Steps that must be among those of a restore, so that none goes missing unseen.
@@ -159,14 +161,4 @@ impl Case<'_> {
         let left: Vec<_> = std::fs::read_dir(&self.temp).unwrap().collect();
         assert!(left.is_empty(), "{step}: {left:?}");
     }
-}
-
-/// Command lines of processes that name the folder.
-fn programs_in(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(text(dir)))
-        .collect()
 }

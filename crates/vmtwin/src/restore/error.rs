@@ -108,20 +108,22 @@ pub(crate) enum RestoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// A program of QEMU's is missing.
-    #[error("{program} could not be run; install it (package qemu-utils) and restore again")]
+    /// A program is missing.
+    #[error("{program} could not be run; install it (package {package}) and restore again")]
     NoProgram {
         /// The program.
         program: &'static str,
+        /// The package that has it.
+        package: &'static str,
         /// What the system said.
         source: io::Error,
     },
-    /// A program of QEMU's failed.
+    /// A program failed.
     #[error("{program} failed on {}: {message}", path.display())]
     Program {
         /// The program.
         program: &'static str,
-        /// The image.
+        /// What it was to work on.
         path: PathBuf,
         /// Its own words.
         message: String,

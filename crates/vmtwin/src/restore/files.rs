@@ -13,7 +13,7 @@ use super::progress::Watch;
 use super::target::{Partial, Target};
 
 /// Folder of the files, in the snapshot and in the target.
-const FILES: &str = "files";
+pub(super) const FILES: &str = "files";
 /// Most files accepted.
 const MAX_FILES: usize = 4096;
 /// Most folders within one another.
@@ -27,6 +27,11 @@ pub(super) struct StoredFile {
 }
 
 impl StoredFile {
+    /// Its path in the snapshot and in the target, relative to the root.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The folder that it goes to.
     fn folder(&self, root: &Path) -> PathBuf {
         root.join(self.path.parent().unwrap_or(Path::new("")))

@@ -1,7 +1,7 @@
 //! Starts the restored guest: plan before anything is written, start after everything is.
 //!
 //! ```text
-//! plan ─ check ─► start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
+//! plan ─ check ─► TPM, start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
 //!                 └─── drop, or the guard's end of a killed restore: QEMU and its files go ───┘
 //! ```
 //! QEMU starts stopped, so that a guest that was paused at the point does not run for an instant,
@@ -26,6 +26,7 @@ use vmtwin_repository::SnapshotReader;
 
 use super::error::RestoreError;
 use super::guard::Guard;
+use super::inventory::Inventory;
 use super::launch_files::{CONSOLE_LOG, LaunchFiles, QEMU_LOG, QMP_SOCKET};
 use super::memory;
 use super::progress::Watch;
@@ -33,6 +34,7 @@ use super::report::RunningGuest;
 use super::request::RestoreRequest;
 use super::state::StoredState;
 use super::take_back::TakeBack;
+use super::tpm::{RunningTpm, Tpm};
 use crate::failpoint;
 
 /// How long QEMU may take to greet.
@@ -48,6 +50,7 @@ const SOCKET_PATH_BYTES: usize = 107;
 pub(super) struct Launch {
     plan: LaunchPlan,
     files: LaunchFiles,
+    tpm: Option<Tpm>,
     /// The guest ran at the point, or boots.
     resumes: bool,
 }
@@ -56,6 +59,7 @@ pub(super) struct Launch {
 pub(super) struct Started {
     launched: Launched,
     launch: Launch,
+    tpm: Option<RunningTpm>,
     armed: bool,
 }
 
@@ -63,13 +67,15 @@ impl Launch {
     /// Plans, and checks what may be in the way. `run_state` is that at the point where a state
     /// comes in.
     pub(super) fn plan(
-        machine: &Machine,
+        inventory: &Inventory,
         request: &RestoreRequest,
         dir: &Path,
         disks: Vec<RestoredDisk>,
         run_state: Option<&str>,
     ) -> Result<Launch, RestoreError> {
+        let machine = &inventory.machine;
         check_program(machine)?;
+        let tpm = Tpm::plan(machine, &inventory.files, dir, request.force)?;
         let launch_request = LaunchRequest {
             disks,
             qmp_socket: dir.join(QMP_SOCKET),
@@ -84,14 +90,20 @@ impl Launch {
             dir: dir.to_owned(),
             accel_override: request.accel.clone(),
             new_vmgenid: true,
-            tpm_socket: None,
+            tpm_socket: tpm.as_ref().map(|tpm| tpm.socket().to_owned()),
         };
         let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
         plan.args.push("-S".to_owned());
         check_socket(&plan.qmp_socket, request.force)?;
+        if run_state.is_none() && tpm.as_ref().is_some_and(|tpm| !tpm.is_stored()) {
+            let text = "the snapshot holds no state of the guest's TPM: it finds an empty one";
+            plan.warnings.push(text.to_owned());
+        }
+        let tpm_state = tpm.as_ref().map(Tpm::state_dir);
         Ok(Launch {
             plan,
-            files: LaunchFiles::check(dir, request.force)?,
+            files: LaunchFiles::check(dir, tpm_state, request.force)?,
+            tpm,
             resumes: run_state.is_none_or(|state| state == "running"),
         })
     }
@@ -99,6 +111,11 @@ impl Launch {
     /// What the plan warns of.
     pub(super) fn warnings(&self) -> &[String] {
         &self.plan.warnings
+    }
+
+    /// A folder that has to be there for the start.
+    pub(super) fn tpm_state_dir(&self) -> Option<&Path> {
+        self.tpm.as_ref().map(Tpm::state_dir)
     }
 
     /// Starts the guest, gives it its state, and lets it run if it ran. Gives the length of the
@@ -119,16 +136,7 @@ impl Launch {
             }
             None => (None, None),
         };
-        let launched = launch::start(&self.plan, incoming, &self.qemu_log());
-        let launched = launched.map_err(|error| {
-            self.files.remove();
-            RestoreError::Start(error)
-        })?;
-        let mut started = Started {
-            launched,
-            launch: self,
-            armed: true,
-        };
+        let mut started = self.start_programs(incoming)?;
         failpoint::pass("state")?;
         let fed = match feed {
             Some((state, socket)) => started.feed(reader, state, socket, watch)?,
@@ -140,10 +148,42 @@ impl Launch {
         Ok((started, fed))
     }
 
-    /// Tells the guard of QEMU before there is one. The path of its socket, in a folder that is
-    /// locked, tells it from every other.
+    /// Starts the TPM and QEMU; where one fails, nothing of them is left.
+    fn start_programs(self, incoming: Option<OwnedFd>) -> Result<Started, RestoreError> {
+        let outcome = self.try_start_programs(incoming);
+        match outcome {
+            Ok((tpm, launched)) => Ok(Started {
+                launched,
+                launch: self,
+                tpm,
+                armed: true,
+            }),
+            Err(error) => {
+                self.files.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn try_start_programs(
+        &self,
+        incoming: Option<OwnedFd>,
+    ) -> Result<(Option<RunningTpm>, Launched), RestoreError> {
+        let tpm = self.tpm.as_ref().map(Tpm::start).transpose()?;
+        failpoint::pass("qemu")?;
+        let launched = launch::start(&self.plan, incoming, &self.qemu_log());
+        Ok((tpm, launched.map_err(RestoreError::Start)?))
+    }
+
+    /// Tells the guard of the programs before they are there. The paths of their sockets, in a
+    /// folder that is locked, tell them from all others.
     fn register(&self, guard: &Guard) -> Result<(), RestoreError> {
         guard.add(&TakeBack::LaunchFiles(self.files.clone()))?;
+        if let Some(tpm) = &self.tpm {
+            guard.add(&TakeBack::Process {
+                argument: tpm.control_argument(),
+            })?;
+        }
         let mut after = self.plan.args.iter().skip_while(|arg| *arg != "-qmp");
         match after.nth(1) {
             Some(argument) => guard.add(&TakeBack::Process {
@@ -225,6 +265,9 @@ impl Started {
     /// Leaves the guest running.
     pub(super) fn keep(mut self) -> RunningGuest {
         self.armed = false;
+        if let Some(tpm) = self.tpm.take() {
+            tpm.keep();
+        }
         RunningGuest {
             pid: self.launched.pid(),
             qmp_socket: self.launch.plan.qmp_socket.clone(),
@@ -265,6 +308,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if self.armed {
             let _ = self.launched.kill();
+            self.tpm = None;
             self.launch.files.remove();
         }
     }

@@ -1,4 +1,4 @@
-//! Files that QEMU makes in the folder of a restore: its socket and logs.
+//! Files that QEMU and the TPM emulator make in the folder of a restore: sockets, logs, state.
 
 use std::fs;
 use std::io;
@@ -8,13 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RestoreError;
 use super::take_back::RawPath;
+use super::tpm;
 
 /// QEMU's monitor.
 pub(super) const QMP_SOCKET: &str = "qmp.sock";
+/// The TPM emulator's control socket.
+pub(super) const TPM_SOCKET: &str = "tpm.sock";
 /// What the first serial console prints; further consoles have numbers.
 pub(super) const CONSOLE_LOG: &str = "console.log";
 /// What QEMU prints.
 pub(super) const QEMU_LOG: &str = "qemu.log";
+/// What the TPM emulator prints.
+pub(super) const TPM_LOG: &str = "tpm.log";
 
 /// The files of one launch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,11 +27,17 @@ pub(super) struct LaunchFiles {
     dir: RawPath,
     /// Names of logs that were there before.
     old_logs: Vec<String>,
+    /// Where the TPM emulator keeps its state, if there is one.
+    tpm_state: Option<RawPath>,
 }
 
 impl LaunchFiles {
     /// Those to come in `dir`. Logs that are there are only added to by force.
-    pub(super) fn check(dir: &Path, force: bool) -> Result<LaunchFiles, RestoreError> {
+    pub(super) fn check(
+        dir: &Path,
+        tpm_state: Option<&Path>,
+        force: bool,
+    ) -> Result<LaunchFiles, RestoreError> {
         let old_logs = logs(dir).map_err(RestoreError::file("list", dir))?;
         match old_logs.first() {
             Some(name) if !force => Err(RestoreError::Exists {
@@ -35,6 +46,7 @@ impl LaunchFiles {
             _ => Ok(LaunchFiles {
                 dir: dir.into(),
                 old_logs,
+                tpm_state: tpm_state.map(RawPath::from),
             }),
         }
     }
@@ -44,9 +56,14 @@ impl LaunchFiles {
         &self.dir
     }
 
-    /// Removes what was written; QEMU must have ended.
+    /// Removes what was written; the programs must have ended.
     pub(super) fn remove(&self) {
-        let _ = fs::remove_file(self.dir.join(QMP_SOCKET));
+        for socket in [QMP_SOCKET, TPM_SOCKET] {
+            let _ = fs::remove_file(self.dir.join(socket));
+        }
+        if let Some(dir) = &self.tpm_state {
+            tpm::remove_state(dir);
+        }
         for log in logs(&self.dir).unwrap_or_default() {
             if !self.old_logs.contains(&log) {
                 let _ = fs::remove_file(self.dir.join(log));
@@ -63,7 +80,7 @@ fn logs(dir: &Path) -> io::Result<Vec<String>> {
         let further = name
             .strip_prefix(CONSOLE_LOG)
             .is_some_and(|rest| rest.starts_with('.'));
-        if further || [CONSOLE_LOG, QEMU_LOG].contains(&name.as_str()) {
+        if further || [CONSOLE_LOG, QEMU_LOG, TPM_LOG].contains(&name.as_str()) {
             logs.push(name);
         }
     }
@@ -77,18 +94,20 @@ mod tests {
     #[test]
     fn old_logs_are_neither_overwritten_nor_removed() {
         let dir = tempfile::tempdir().unwrap();
-        LaunchFiles::check(dir.path(), false).unwrap();
+        let state = dir.path().join("files");
+        let check = |force| LaunchFiles::check(dir.path(), Some(&state), force);
+        check(false).unwrap();
         let old = dir.path().join("console.log.2");
         fs::write(&old, "").unwrap();
-        assert!(matches!(
-            LaunchFiles::check(dir.path(), false),
-            Err(RestoreError::Exists { .. })
-        ));
-        let files = LaunchFiles::check(dir.path(), true).unwrap();
-        for name in [QMP_SOCKET, CONSOLE_LOG, QEMU_LOG] {
+        assert!(matches!(check(false), Err(RestoreError::Exists { .. })));
+        let files = check(true).unwrap();
+        for name in [QMP_SOCKET, TPM_SOCKET, CONSOLE_LOG, QEMU_LOG, TPM_LOG] {
             fs::write(dir.path().join(name), "").unwrap();
         }
+        fs::create_dir(&state).unwrap();
+        fs::write(state.join("tpm2-00.permall"), "").unwrap();
         files.remove();
+        fs::remove_dir(&state).unwrap();
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1);
         assert!(old.exists());

@@ -34,6 +34,7 @@ mod take_back;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tpm;
 
 pub(crate) use guard::run_guard;
 pub(crate) use nbd_server::NbdServer;

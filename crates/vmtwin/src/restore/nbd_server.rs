@@ -57,6 +57,7 @@ impl NbdServer {
                 let _ = fs::remove_dir_all(&dir);
                 return Err(RestoreError::NoProgram {
                     program: "qemu-nbd",
+                    package: "qemu-utils",
                     source,
                 });
             }

@@ -86,7 +86,7 @@ pub(crate) fn restore(
         warnings: plan.warnings(request),
         seconds: 0.0,
     };
-    let started = plan.start(&reader, &guard, watch, &mut report)?;
+    let started = plan.start(&reader, &mut folder, &guard, watch, &mut report)?;
     failpoint::pass("keep")?;
     // The restore is good from here on. What it replaced goes only after nobody would need it.
     guard.release();
@@ -146,13 +146,7 @@ impl Plan {
         let launch = match request.run {
             true => {
                 let disks = restored_disks(&inventory, &disks);
-                Some(Launch::plan(
-                    &inventory.machine,
-                    request,
-                    dir,
-                    disks,
-                    run_state,
-                )?)
+                Some(Launch::plan(&inventory, request, dir, disks, run_state)?)
             }
             false => None,
         };
@@ -229,6 +223,7 @@ impl Plan {
     fn start(
         &mut self,
         reader: &SnapshotReader,
+        folder: &mut Folder,
         guard: &Guard,
         watch: Watch<'_>,
         report: &mut RestoreReport,
@@ -236,6 +231,9 @@ impl Plan {
         let Some(launch) = self.launch.take() else {
             return Ok(None);
         };
+        if let Some(dir) = launch.tpm_state_dir() {
+            folder.make(dir, guard)?;
+        }
         let state = self.state.as_ref();
         let phase = match state {
             Some(_) => Phase::Memory,
@@ -266,17 +264,6 @@ impl Plan {
                 "disks not restored, as asked: {}",
                 left_out.join(", ")
             ));
-        }
-        if self
-            .inventory
-            .machine
-            .files
-            .iter()
-            .any(|file| file.role == "tpm-state")
-        {
-            let text = "the guest has a TPM: give its restored state under files/ to a swtpm of \
-                        its own before it starts";
-            warnings.push(text.into());
         }
         warnings
     }

@@ -38,7 +38,7 @@ pub(super) enum TakeBack {
         /// The argument; the path in it is in the folder of the restore.
         argument: String,
     },
-    /// Remove what QEMU wrote.
+    /// Remove what the programs wrote.
     LaunchFiles(LaunchFiles),
 }
 
@@ -90,18 +90,22 @@ impl OurFile {
     }
 
     fn take_back(&self) -> io::Result<()> {
-        if self.is_at(&self.path) {
-            let replaced = self.partial.symlink_metadata().is_ok() && !self.is_at(&self.partial);
-            match replaced {
-                true => fs::rename(&*self.partial, &*self.path)?,
-                false => fs::remove_file(&*self.path)?,
-            }
+        let replaced = is_there(&self.partial) && !self.is_at(&self.partial);
+        // Ours may be gone by now, if a program of ours worked on it.
+        if replaced && (self.is_at(&self.path) || !is_there(&self.path)) {
+            fs::rename(&*self.partial, &*self.path)?;
+        } else if self.is_at(&self.path) {
+            fs::remove_file(&*self.path)?;
         }
         match self.is_at(&self.partial) {
             true => fs::remove_file(&*self.partial),
             false => Ok(()),
         }
     }
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 /// Ends every process that has this argument and is no older than this one.
@@ -234,9 +238,18 @@ mod tests {
         fs::rename(&*replaced.file.partial, &*replaced.file.path).unwrap();
         fs::write(&*replaced.file.partial, "old").unwrap();
         assert_eq!(replaced.left(), old);
+        let taken = Case::new();
+        fs::rename(&*taken.file.partial, dir_file(&taken, "elsewhere")).unwrap();
+        fs::write(&*taken.file.partial, "old").unwrap();
+        fs::remove_file(dir_file(&taken, "elsewhere")).unwrap();
+        assert_eq!(taken.left(), old);
         let not_yet = Case::new();
         fs::write(&*not_yet.file.path, "old").unwrap();
         assert_eq!(not_yet.left(), old);
+    }
+
+    fn dir_file(case: &Case, name: &str) -> PathBuf {
+        case.dir.path().join(name)
     }
 
     #[test]

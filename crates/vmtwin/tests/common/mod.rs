@@ -258,3 +258,13 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
+
+/// Command lines of processes that name the folder.
+pub(crate) fn programs_in(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text(dir)))
+        .collect()
+}
