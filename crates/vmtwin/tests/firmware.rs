@@ -1,4 +1,4 @@
-//! Guests with more than disks and memory: a TPM comes back with them.
+//! Guests with more than disks and memory: UEFI variables and a TPM come back with them.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -17,10 +17,11 @@ use common::{PATIENCE, Restored, Vmtwin, assert_failure, code, programs_in, text
 const TPM_STATE: &str = "tpm2-00.permall";
 
 #[test]
-fn a_tpm_comes_back() {
+fn variables_and_tpm_come_back() {
     let guest = Guest::builder()
         .mode(Mode::Load)
         .disks([DiskSpec::raw(16)])
+        .uefi(true)
         .tpm()
         .start();
     let vmtwin = Vmtwin::with_guest(&guest);
@@ -42,6 +43,7 @@ fn a_tpm_comes_back() {
     let restored = Restored::of_report(&report);
     assert!(restored.log.wait_for_tick_after(0, PATIENCE).n > 0);
     restored.log.wait_for_tick_after(last, PATIENCE);
+    check_variables(&guest, &report);
     check_tpm(&guest, &dir);
 
     drop(restored);
@@ -69,6 +71,20 @@ fn cut_off(vmtwin: &Vmtwin) {
         assert_ne!(code(&output), 0, "{failpoint}: {}", told(&output));
         wait_until(failpoint, || !dir.exists() && programs_in(&dir).is_empty());
     }
+}
+
+/// The variable store is a disk of the snapshot, byte for byte; the firmware's code is not.
+fn check_variables(guest: &Guest, report: &Value) {
+    let disks = report["disks"].as_array().unwrap();
+    assert_eq!(disks.len(), 2, "{report}");
+    let flash = disks
+        .iter()
+        .find(|disk| disk["id"].as_str().unwrap().contains("flash"))
+        .expect("a restored variable store");
+    let restored = std::fs::read(flash["path"].as_str().unwrap()).unwrap();
+    let original = std::fs::read(guest.folder().join("uefi-vars.fd")).unwrap();
+    assert!(restored.iter().any(|byte| *byte != 0));
+    assert!(restored == original, "the variables differ");
 }
 
 /// QEMU has a TPM, and its emulator keeps the state that the guest's had.
