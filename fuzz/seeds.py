@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Writes the seeds: small valid inputs, from which the fuzzer starts. Run it in this folder."""
+import json
 import pathlib
 import struct
 
@@ -47,3 +48,39 @@ save("nbd_reply", "simple-read", b"\1" + be("BH", 0, 4) + be("IIQ", 0x67446698, 
 status = chunk(0, 5, be("III", 2, 9, 9)) + chunk(1, 5, be("IIIII", 1, 512, 0, 512, 3))
 save("nbd_reply", "status", b"\1" + be("BH", 5, 1024) + status)
 save("nbd_reply", "error", b"\1" + be("BH", 7, 0) + chunk(1, 0x8001, be("IH", 5, 3) + b"bad"))
+
+text = lambda value: json.dumps(value).encode()
+digits = "0123456789abcdef" * 4
+entry = lambda kind, sealed, raw: bytes([kind]) + struct.pack("<I", sealed) + raw + bytes(range(32))
+save("repository_object", "pack", b"\0" + bytes(64) + struct.pack("<I", 40))
+save("repository_object", "pack-header", b"\1" + entry(0, 32, b"") + entry(3, 968, struct.pack("<I", 5000)))
+blob = {"id": digits, "type": "data", "offset": 0, "length": 64, "uncompressed_length": 500}
+save("repository_object", "index", b"\2" + text({"packs": [{"id": digits, "blobs": [blob]}]}))
+node = {"name": 'a\\"b', "type": "file", "mode": 384, "size": 3, "content": [digits]}
+folder = {"name": "d", "type": "dir", "subtree": digits, "content": None}
+save("repository_object", "tree", b"\3" + text({"nodes": [node, folder]}))
+point = {"time": "2024-05-06T07:08:09.1+02:00", "tree": digits, "paths": ["/a"], "hostname": "h"}
+save("repository_object", "snapshot", b"\4" + text(point | {"tags": ["vm=web"], "parent": digits}))
+save("repository_object", "blob", b"\5\0\5\0" + b"plain")
+save("repository_object", "blob-zstd", b"\5\1\5\0" + bytes.fromhex("28b52ffd200529000068656c6c6f"))
+
+disk = {"id": "d0", "qdev": "/machine/peripheral/d0/virtio-backend", "node_name": "n0", "kind": "file"}
+disk |= {"address": "/vm/a.img", "format": "qcow2", "size_bytes": 1 << 20, "read_only": False}
+disk |= {"firmware": False, "included": True, "excluded_because": None, "backing": []}
+machine = {"format": 1, "name": "web", "uuid": "", "qemu_version": "10.0.2", "run_state": "running"}
+machine |= {"machine_type": "pc-q35-10.0", "memory_bytes": 1 << 28, "pid": 1, "uid": 0, "cwd": "/vm"}
+machine |= {"disks": [disk], "files": [], "memory_blockers": [], "blockers": []}
+lines = {
+    "drive": "-drive file=a.img,if=none,id=x,format=qcow2 -device virtio-blk-pci,drive=x,id=d0",
+    "blockdev": '-blockdev {"driver":"file","filename":"/vm/a.img","node-name":"n0"} '
+    "-device virtio-blk-pci,drive=n0,id=d0 -object memory-backend-memfd,id=m,size=256M",
+    "channels": "-hda a.img -netdev user,id=n,hostfwd=tcp::1-:2 -device e1000,netdev=n -serial stdio "
+    "-chardev socket,id=c,path=/c,server=on -mon chardev=c -vnc :0 -nic tap -smbios file=x",
+    "tpm": "-hda a.img -chardev socket,id=t,path=/t -tpmdev emulator,id=t0,chardev=t "
+    "-device tpm-crb,tpmdev=t0 -device vmgenid,guid=1 -accel kvm -cpu host",
+}
+for name, line in lines.items():
+    for choice in (1 | 2, 0xFF):
+        args = ["qemu-system-x86_64", "-nodefaults", "-machine", "q35"] + line.split()
+        save("manifest", f"{name}-{choice}", bytes([choice]) + text(machine | {"args": args}))
+        save("manifest", f"{name}-line-{choice}", bytes([choice]) + " ".join(args[1:]).encode())

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::VmId;
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
 use crate::timestamp;
 
@@ -69,7 +69,7 @@ impl Catalog {
                 disk: disk_id.to_owned(),
             });
         }
-        commit(write).await
+        self.commit(write).await
     }
 }
 

@@ -154,6 +154,18 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The file system of the catalog is full.
+    #[error(
+        "the file system is full, so the catalog {path} was not changed; free some space on it \
+         and try again"
+    )]
+    DiskFull {
+        /// The catalog file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: sqlx::Error,
+    },
     /// Another process kept the catalog locked for too long.
     #[error("the catalog stayed locked by another process for {waited_s} seconds; try again")]
     Locked {
@@ -216,11 +228,22 @@ pub(crate) const SQLITE_BUSY: u32 = 5;
 pub(crate) const SQLITE_LOCKED: u32 = 6;
 pub(crate) const SQLITE_READONLY: u32 = 8;
 pub(crate) const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_FULL: u32 = 13;
 pub(crate) const SQLITE_CANTOPEN: u32 = 14;
 pub(crate) const SQLITE_NOTADB: u32 = 26;
+/// Extended code: no room for the file that connections share their state by.
+const SQLITE_IOERR_SHMSIZE: u32 = 10 | 19 << 8;
 
 /// The primary result code of SQLite, without the extended bits.
 pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
-    let code: u32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
+    Some(extended_code(error)? & 0xff)
+}
+
+fn extended_code(error: &sqlx::Error) -> Option<u32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
+
+/// Whether the file system that holds the database has no room left.
+pub(crate) fn is_disk_full(error: &sqlx::Error) -> bool {
+    sqlite_code(error) == Some(SQLITE_FULL) || extended_code(error) == Some(SQLITE_IOERR_SHMSIZE)
 }

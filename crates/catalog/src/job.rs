@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::{JobId, VmId};
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::process::ProcessIdentity;
 use crate::row::{Fields, stored_count};
 use crate::step;
@@ -131,7 +131,7 @@ impl Catalog {
             }
         }
         insert(&mut write, &id, &new, owner).await?;
-        commit(write).await?;
+        self.commit(write).await?;
         Ok(id)
     }
 
@@ -170,7 +170,7 @@ impl Catalog {
         .execute(&mut *write)
         .await
         .map_err(database("end a job"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Notes why a job that cannot end yet is in trouble.
@@ -183,7 +183,7 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("note an error"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// The jobs that were cut off: running by their row, but their process, of this host, is gone.
@@ -225,7 +225,7 @@ impl Catalog {
         .execute(&mut *write)
         .await
         .map_err(database("adopt a job"))?;
-        commit(write).await?;
+        self.commit(write).await?;
         Ok(Job { owner, ..job })
     }
 

@@ -9,19 +9,25 @@
 //! file with `-lock` after its name is locked (`flock`). The catalog's file itself is never opened
 //! by other means than SQLite once it exists, since closing any descriptor of it would drop
 //! SQLite's locks.
+//!
+//! A full file system shows when a transaction begins or commits, since nothing of it is written
+//! between the two (`cache_spill=OFF`); both say so with the path. SQLite has rolled the
+//! transaction back by then, which sqlx does not know: it believes that connection to be in a
+//! transaction for ever, so such a connection is closed instead of going back to the pool.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
+use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use crate::error::{
     Error, Result, SQLITE_CANTOPEN, SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_READONLY, database,
-    sqlite_code,
+    is_disk_full, sqlite_code,
 };
 use crate::schema;
 
@@ -38,6 +44,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone)]
 pub struct Catalog {
     pool: SqlitePool,
+    path: Arc<Path>,
 }
 
 impl Catalog {
@@ -49,7 +56,10 @@ impl Catalog {
         let lock = prepared.map_err(|join| not_writable(path, io::Error::other(join)))??;
         let pool = connect(path).await?;
         drop(lock);
-        Ok(Self { pool })
+        Ok(Self {
+            pool,
+            path: path.into(),
+        })
     }
 
     /// Closes every connection. Dropping the catalog is safe as well: what was committed stays.
@@ -67,7 +77,20 @@ impl Catalog {
         self.pool
             .begin_with("BEGIN IMMEDIATE")
             .await
-            .map_err(database("begin to write"))
+            .map_err(|error| self.writing("begin to write", error))
+    }
+
+    /// Commits; after this returned, the change is on disk.
+    pub(crate) async fn commit(&self, transaction: Transaction<'static, Sqlite>) -> Result<()> {
+        let committed = transaction.commit().await;
+        committed.map_err(|error| self.writing("commit", error))
+    }
+
+    fn writing(&self, doing: &'static str, error: sqlx::Error) -> Error {
+        match is_disk_full(&error) {
+            true => disk_full(&self.path, error),
+            false => database(doing)(error),
+        }
     }
 }
 
@@ -78,7 +101,8 @@ async fn connect(path: &Path) -> Result<SqlitePool> {
         .filename(path)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
-        .foreign_keys(true);
+        .foreign_keys(true)
+        .pragma("cache_spill", "OFF");
     let mut probe = options
         .connect()
         .await
@@ -89,6 +113,7 @@ async fn connect(path: &Path) -> Result<SqlitePool> {
     let pool = SqlitePoolOptions::new()
         .max_connections(MAX_CONNECTIONS)
         .acquire_timeout(BUSY_TIMEOUT)
+        .after_release(|connection, _| Box::pin(is_idle(connection)))
         .connect_with(options.journal_mode(SqliteJournalMode::Wal))
         .await
         .map_err(|error| opening(path, error))?;
@@ -101,20 +126,30 @@ async fn connect(path: &Path) -> Result<SqlitePool> {
     }
 }
 
-/// Commits; after this returned, the change is on disk.
-pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<()> {
-    transaction.commit().await.map_err(database("commit"))
+/// Whether a connection that is given back has left its transaction.
+async fn is_idle(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    // Dropping a transaction only queues its end; the answer comes after that.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// What an error means while the file is opened.
 pub(crate) fn opening(path: &Path, error: sqlx::Error) -> Error {
     match sqlite_code(&error) {
+        _ if is_disk_full(&error) => disk_full(path, error),
         Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Error::Corrupt {
             path: path.to_owned(),
             source: Some(error),
         },
         Some(SQLITE_READONLY | SQLITE_CANTOPEN) => not_writable(path, error),
         _ => database("open its file")(error),
+    }
+}
+
+fn disk_full(path: &Path, source: sqlx::Error) -> Error {
+    Error::DiskFull {
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -225,5 +260,6 @@ mod tests {
         assert_eq!(ask("PRAGMA journal_mode").await, "wal");
         assert_eq!(ask("PRAGMA synchronous").await, "2"); // FULL
         assert_eq!(ask("PRAGMA foreign_keys").await, "1");
+        assert_eq!(ask("PRAGMA cache_spill").await, "0");
     }
 }

@@ -16,7 +16,7 @@ use sqlx::{Sqlite, Transaction};
 use crate::error::{Result, database};
 use crate::id::{JobId, StepId, VmId};
 use crate::job;
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::step;
 use crate::transition::StepState;
 use crate::vm::{self, VmState};
@@ -34,7 +34,7 @@ impl Catalog {
         job::refuse_if_ended(&mut write, job).await?;
         let step = step::append(&mut write, job, name, undo).await?;
         set(&mut write, vm, VmState::Paused, true).await?;
-        commit(write).await?;
+        self.commit(write).await?;
         Ok(step)
     }
 
@@ -43,7 +43,7 @@ impl Catalog {
         let mut write = self.write().await?;
         step::change(&mut write, step, StepState::Undone).await?;
         set(&mut write, vm, VmState::Running, false).await?;
-        commit(write).await
+        self.commit(write).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Result, database};
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::row::Fields;
 
 impl Catalog {
@@ -45,7 +45,7 @@ impl Catalog {
         .execute(&mut *write)
         .await
         .map_err(database("set a setting"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Removes a setting; it is no error if it was not set.
@@ -56,6 +56,6 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("remove a setting"))?;
-        commit(write).await
+        self.commit(write).await
     }
 }

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::VmId;
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
 use crate::text_enum::text_enum;
 use crate::timestamp;
@@ -73,7 +73,7 @@ impl Catalog {
     pub async fn upsert_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
         let mut write = self.write().await?;
         upsert(&mut write, snapshot).await?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// The snapshots of the VM of this name, or of all, in the order of their time.
@@ -121,7 +121,7 @@ impl Catalog {
         if removed.rows_affected() == 0 {
             return Err(Error::NoSnapshot { id: id.to_owned() });
         }
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Makes the records of one repository exactly these: rebuilds the cache from the repository.
@@ -148,7 +148,7 @@ impl Catalog {
         for snapshot in &snapshots {
             upsert(&mut write, snapshot).await?;
         }
-        commit(write).await
+        self.commit(write).await
     }
 }
 

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use crate::error::{Error, Result, database};
 use crate::id::{JobId, StepId};
 use crate::job;
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::row::Fields;
 use crate::timestamp;
 use crate::transition::{Change, StepState, check};
@@ -50,7 +50,7 @@ impl Catalog {
         let mut write = self.write().await?;
         job::refuse_if_ended(&mut write, job).await?;
         let id = append(&mut write, job, name, undo).await?;
-        commit(write).await?;
+        self.commit(write).await?;
         Ok(id)
     }
 
@@ -62,7 +62,7 @@ impl Catalog {
         for step in steps {
             ids.push(append(&mut write, job, &step.name, &step.undo).await?);
         }
-        commit(write).await?;
+        self.commit(write).await?;
         Ok(ids)
     }
 
@@ -91,7 +91,7 @@ impl Catalog {
         for &step in steps {
             change(&mut write, step, to).await?;
         }
-        commit(write).await
+        self.commit(write).await
     }
 
     /// The steps of a job that are still to be undone, should it end now: the last one first.

@@ -11,7 +11,7 @@ use crate::disk::{self, Disk, InspectedDisk};
 use crate::error::{Error, Result, database};
 use crate::id::VmId;
 use crate::job;
-use crate::open::{Catalog, commit};
+use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
 use crate::text_enum::text_enum;
 use crate::timestamp;
@@ -181,7 +181,7 @@ impl Catalog {
         .execute(&mut *write)
         .await;
         match inserted {
-            Ok(_) => commit(write).await.map(|()| id),
+            Ok(_) => self.commit(write).await.map(|()| id),
             Err(error) if is(&error, sqlx::error::ErrorKind::UniqueViolation) => {
                 Err(Error::Exists { name: new.name })
             }
@@ -205,7 +205,7 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("remove a VM"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Records what an inspection found; the disks are replaced as a whole. A disk that keeps its
@@ -229,7 +229,7 @@ impl Catalog {
         .await
         .map_err(database("record an inspection"))?;
         disk::replace(&mut write, id, &found.disks).await?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Sets or clears the mark "we paused it, so it must be resumed". On disk when this returns.
@@ -243,7 +243,7 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("set a resume flag"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Records that a VM is reached in another way from now on.
@@ -257,7 +257,7 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("record a VM's connection"))?;
-        commit(write).await
+        self.commit(write).await
     }
 
     /// Records whether a VM runs.
@@ -270,7 +270,7 @@ impl Catalog {
             .execute(&mut *write)
             .await
             .map_err(database("record a VM's state"))?;
-        commit(write).await
+        self.commit(write).await
     }
 }
 

@@ -64,25 +64,7 @@ impl BlobReader {
 
     /// Opens a sealed blob in place, unfolds it, and checks its hash.
     pub(crate) fn decode(&self, id: &Id, place: &BlobPlace, sealed: &mut [u8]) -> Result<Vec<u8>> {
-        let damaged = |reason: String| {
-            let name = FileName::new(Kind::Pack, place.pack);
-            Error::damaged(name, format!("blob {id}: {reason}"))
-        };
-        let body = self
-            .sealer
-            .open_in_place(sealed)
-            .map_err(|e| damaged(e.to_string()))?;
-        let plain = if place.compressed {
-            decompress_exact(body, place.raw_bytes as usize).map_err(|e| damaged(e.to_string()))?
-        } else {
-            body.to_vec()
-        };
-        if Id::of(&plain) != *id {
-            return Err(damaged(
-                "it does not have the hash it is named by".to_owned(),
-            ));
-        }
-        Ok(plain)
+        decode(&self.sealer, id, place, sealed)
     }
 
     /// Reads a blob, not through the cache. Of several places the first that serves is taken.
@@ -117,15 +99,46 @@ impl BlobReader {
 
     /// Reads a tree; names that lead out of their folder make it damaged.
     pub(crate) fn read_tree(&self, id: &Id) -> Result<Tree> {
-        let bytes = self.read(BlobKind::Tree, id)?;
-        let file = format!("tree {id}");
-        let tree: Tree = serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&file, e))?;
-        match tree.nodes.iter().find(|node| !node.name_is_safe()) {
-            Some(node) => Err(Error::damaged(
-                &file,
-                format!("unsafe name {:?}", node.name),
-            )),
-            None => Ok(tree),
-        }
+        parse_tree(id, &self.read(BlobKind::Tree, id)?)
+    }
+}
+
+/// Opens a sealed blob in place, unfolds it, and checks its hash.
+pub(crate) fn decode(
+    sealer: &Sealer,
+    id: &Id,
+    place: &BlobPlace,
+    sealed: &mut [u8],
+) -> Result<Vec<u8>> {
+    let damaged = |reason: String| {
+        let name = FileName::new(Kind::Pack, place.pack);
+        Error::damaged(name, format!("blob {id}: {reason}"))
+    };
+    let body = sealer
+        .open_in_place(sealed)
+        .map_err(|e| damaged(e.to_string()))?;
+    let plain = if place.compressed {
+        decompress_exact(body, place.raw_bytes as usize).map_err(|e| damaged(e.to_string()))?
+    } else {
+        body.to_vec()
+    };
+    if Id::of(&plain) != *id {
+        return Err(damaged(
+            "it does not have the hash it is named by".to_owned(),
+        ));
+    }
+    Ok(plain)
+}
+
+/// Reads the plain bytes of a tree; names that lead out of their folder make it damaged.
+pub(crate) fn parse_tree(id: &Id, bytes: &[u8]) -> Result<Tree> {
+    let file = format!("tree {id}");
+    let tree: Tree = serde_json::from_slice(bytes).map_err(|e| Error::damaged(&file, e))?;
+    match tree.nodes.iter().find(|node| !node.name_is_safe()) {
+        Some(node) => Err(Error::damaged(
+            &file,
+            format!("unsafe name {:?}", node.name),
+        )),
+        None => Ok(tree),
     }
 }

@@ -73,10 +73,24 @@ impl Index {
                     .unwrap_or_else(|_| Err(Error::damaged("index", "its reader panicked")))
             })
         })?;
-        let mut index = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
-        index.data.sort_unstable_by_key(|e| e.id);
-        index.trees.sort_unstable_by_key(|e| e.id);
-        Ok(index)
+        Ok(loaded
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .sorted())
+    }
+
+    /// The index that one file makes.
+    pub(crate) fn of_file(name: &FileName, file: IndexFile) -> Result<Self> {
+        check(name, &file)?;
+        let mut index = Self::default();
+        index.add_file(file, None);
+        Ok(index.sorted())
+    }
+
+    fn sorted(mut self) -> Self {
+        self.data.sort_unstable_by_key(|e| e.id);
+        self.trees.sort_unstable_by_key(|e| e.id);
+        self
     }
 
     fn add_file(&mut self, file: IndexFile, sizes: Option<&HashMap<Id, u64>>) {

@@ -37,6 +37,8 @@ mod copy;
 mod crypto;
 mod error;
 pub mod faulty;
+#[doc(hidden)]
+pub mod fuzzing;
 mod go_quote;
 mod host;
 mod id;

@@ -41,7 +41,6 @@ impl PackedBlob {
 /// Most blobs in one pack, so that its header stays far below restic's 16 MiB.
 pub(crate) const MAX_PACK_BLOBS: usize = 65_536;
 /// Longest sealed header that is read.
-#[cfg(test)]
 const MAX_HEADER_BYTES: usize = 16 << 20;
 const PLAIN_ENTRY_BYTES: usize = 1 + 4 + ID_BYTES;
 const COMPRESSED_ENTRY_BYTES: usize = PLAIN_ENTRY_BYTES + 4;
@@ -84,7 +83,6 @@ pub(crate) fn append_header(
 }
 
 /// Reads the list of blobs at the end of a whole pack.
-#[cfg(test)]
 pub(crate) fn parse_pack(pack: &[u8], sealer: &Sealer) -> Result<Vec<PackedBlob>, &'static str> {
     let Some((rest, length)) = pack.split_last_chunk::<4>() else {
         return Err("shorter than a header length");
@@ -101,7 +99,6 @@ pub(crate) fn parse_pack(pack: &[u8], sealer: &Sealer) -> Result<Vec<PackedBlob>
     parse_header(header, blobs.len())
 }
 
-#[cfg(test)]
 fn parse_header(mut header: &[u8], blobs_bytes: usize) -> Result<Vec<PackedBlob>, &'static str> {
     let mut blobs = Vec::new();
     let mut offset = 0u32;
@@ -141,7 +138,6 @@ fn parse_header(mut header: &[u8], blobs_bytes: usize) -> Result<Vec<PackedBlob>
     }
 }
 
-#[cfg(test)]
 fn take_u32(bytes: &[u8]) -> Result<(u32, &[u8]), &'static str> {
     let (head, rest) = bytes.split_first_chunk::<4>().ok_or("the header is cut")?;
     Ok((u32::from_le_bytes(*head), rest))

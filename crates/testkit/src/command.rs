@@ -12,6 +12,7 @@ use crate::accel::Accel;
 use crate::disk::DiskSpec;
 use crate::guest::Guest;
 use crate::image::GuestImage;
+use crate::tpm::{self, Swtpm};
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -145,6 +146,7 @@ pub struct GuestBuilder {
     machine: String,
     uefi: bool,
     uefi_vars: Option<PathBuf>,
+    tpm: bool,
     network: bool,
     incoming: Option<String>,
     paused: bool,
@@ -166,6 +168,7 @@ impl Default for GuestBuilder {
             machine: "q35".to_owned(),
             uefi: false,
             uefi_vars: None,
+            tpm: false,
             network: false,
             incoming: None,
             paused: false,
@@ -268,6 +271,12 @@ impl GuestBuilder {
         self
     }
 
+    /// A TPM `tpm0`, emulated by a `swtpm` that ends with the guest.
+    pub fn tpm(mut self) -> Self {
+        self.tpm = true;
+        self
+    }
+
     /// A network card `nic0` on a user-mode network that reaches nothing; the guest
     /// sends a frame about every second.
     pub fn network(mut self, network: bool) -> Self {
@@ -313,6 +322,11 @@ impl GuestBuilder {
         Guest::launch(&self, timeout)
     }
 
+    /// Starts what the guest needs to be there before it.
+    pub(crate) fn start_helpers(&self, places: &Places) -> Result<Option<Swtpm>> {
+        self.tpm.then(|| Swtpm::start(&places.folder)).transpose()
+    }
+
     /// QEMU's arguments; makes disks that do not exist.
     pub(crate) fn arguments(&self, places: &Places, daemon: bool) -> Result<Vec<String>> {
         let image = GuestImage::build()?;
@@ -330,6 +344,12 @@ impl GuestBuilder {
         if self.network {
             args.option("-netdev", "user,id=net0,restrict=on");
             args.option("-device", "virtio-net-pci,id=nic0,netdev=net0,romfile=");
+        }
+        if self.tpm {
+            let socket = escaped(&tpm::socket(&places.folder))?;
+            args.option("-chardev", format!("socket,id=tpm-socket,path={socket}"));
+            args.option("-tpmdev", "emulator,id=tpm0,chardev=tpm-socket");
+            args.option("-device", "tpm-crb,tpmdev=tpm0");
         }
         if let Some(uri) = &self.incoming {
             args.option("-incoming", uri);

@@ -13,6 +13,7 @@ use crate::command::{GuestBuilder, Places};
 use crate::console::{self, Heartbeat, Log, Report, Tick, parse_report};
 use crate::process::Workdir;
 use crate::qmp::Qmp;
+use crate::tpm::Swtpm;
 
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,6 +30,7 @@ pub struct Guest {
     serial: UnixStream,
     arguments: Vec<String>,
     places: Places,
+    _swtpm: Option<Swtpm>,
     _watcher: Watcher,
     // Last, since fields are dropped in order.
     _folder: Workdir,
@@ -45,6 +47,7 @@ impl Guest {
         let folder = Workdir::with_prefix("tinyguest-");
         let places = Places::in_folder(folder.path());
         let arguments = builder.arguments(&places, false)?;
+        let swtpm = builder.start_helpers(&places)?;
         let mut child = Reaped::spawn(&arguments, &places)?;
         let pid = child.child().id();
         let watcher = Watcher::start(pid, &folder)?;
@@ -62,6 +65,7 @@ impl Guest {
             serial,
             arguments,
             places,
+            _swtpm: swtpm,
             _watcher: watcher,
             _folder: folder,
         };

@@ -37,6 +37,7 @@ mod image;
 mod ledger;
 mod process;
 mod qmp;
+mod tpm;
 
 pub use accel::Accel;
 pub use clean::{assert_clean, assert_no_spools, leftovers};

@@ -85,6 +85,9 @@ pub(crate) enum Command {
     /// The pause guard (internal)
     #[command(name = "pause-guard", hide = true)]
     PauseGuard,
+    /// The restore guard (internal)
+    #[command(name = "restore-guard", hide = true)]
+    RestoreGuard,
 }
 
 #[derive(Debug, Subcommand)]

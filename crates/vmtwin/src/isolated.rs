@@ -18,7 +18,7 @@ use crate::backup::{Cx, job_tag, make_dir};
 use crate::command::restore::Bars;
 use crate::command::snapshot::Detail;
 use crate::journal::JobJournal;
-use crate::restore::{ImageFormat, RestoreReport, RestoreRequest, qmp_socket, restore};
+use crate::restore::{ImageFormat, RestoreReport, RestoreRequest, restore};
 
 /// How long it may take until it is ready; its state is in when the restore has ended.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,8 +47,9 @@ impl Isolated<'_> {
             ("folder", Undo::DeletePath { path: dir.clone() }),
             (
                 "twin",
+                // QEMU, and a TPM emulator beside it.
                 Undo::Process {
-                    argument: qmp_socket(&dir),
+                    argument: dir.clone(),
                 },
             ),
         ];
@@ -93,6 +94,7 @@ impl Isolated<'_> {
             accel: self.accel.clone(),
             disks: None,
             memory: false,
+            guard: None,
         };
         let bars = Bars::new(self.cx.ui);
         let cancelled = || self.cx.cancel.is_set();

@@ -40,8 +40,10 @@ const EXIT_FAILED: i32 = 1;
 
 fn main() {
     let cli = Cli::parse();
-    if matches!(cli.command, Command::PauseGuard) {
-        std::process::exit(vmtwin_hypervisor::guard::run());
+    match cli.command {
+        Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
+        Command::RestoreGuard => std::process::exit(restore::run_guard()),
+        _ => {}
     }
     init_logging();
     let code = match run(&cli) {
@@ -90,7 +92,7 @@ fn run(cli: &Cli) -> Result<i32> {
             };
             with_catalog(&cx, &cli.command)
         }
-        Command::PauseGuard => Ok(0),
+        Command::PauseGuard | Command::RestoreGuard => Ok(0),
     }
 }
 

@@ -89,6 +89,7 @@ fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
     let undo: Undo = serde_json::from_value(step.undo.clone())
         .context("the journal holds an undo that this version does not know")?;
     undo.apply()?;
+    failpoint::pass(&format!("recovered {}", step.name))?;
     match (&undo, &job.vm_id) {
         (Undo::Resume { .. }, Some(vm)) => {
             cx.db.run(async |c| c.record_resume(vm, step.id).await)?;

@@ -29,6 +29,7 @@ fn stores_and_monitors_that_fail() {
     check_unharmed(&guest, &vmtwin);
     assert!(vmtwin.snapshots().is_empty());
     spool_full(&vmtwin, &guest);
+    catalog_full(&vmtwin, &guest);
     program_removed(&vmtwin);
     check_unharmed(&guest, &vmtwin);
     assert_eq!(vmtwin.snapshots().len(), 1);
@@ -133,6 +134,29 @@ fn spool_full(vmtwin: &Vmtwin, guest: &Guest) {
     assert_failure(&output, &[VM]);
     assert!(files(&home.join("spool")).is_empty());
     assert!(files(&home.join("run")).is_empty());
+    check_unharmed(guest, vmtwin);
+    assert!(vmtwin.snapshots().is_empty());
+}
+
+/// No room for the catalog's next change: that is the reason given, and it works with room again.
+fn catalog_full(vmtwin: &Vmtwin, guest: &Guest) {
+    let Some(small) = SmallTmpfs::mount(2 << 10) else {
+        return;
+    };
+    let home = small.path().join("home");
+    let with_home = |args: &[&str]| vmtwin.run(&[args, &["--home", text(&home)]].concat());
+    let added = with_home(&["vm", "add", VM, "--qmp", text(guest.qmp_path())]);
+    assert_eq!(code(&added), 0, "{}", told(&added));
+    small.fill();
+    let output = with_home(&["backup", VM]);
+    let catalog = home.join("catalog.db");
+    assert_failure(
+        &output,
+        &["system is full", text(&catalog), "free some space"],
+    );
+    small.unfill();
+    let listed = with_home(&["vm", "list"]);
+    assert_eq!(code(&listed), 0, "{}", told(&listed));
     check_unharmed(guest, vmtwin);
     assert!(vmtwin.snapshots().is_empty());
 }

@@ -6,11 +6,13 @@
 use std::path::Path;
 
 use super::blockers::refused;
+use super::command_line::CommandLine;
 use super::error::LaunchError;
 use super::network;
 use super::options::Options;
 use super::plan::{Work, utf8};
 use super::request::Network;
+use crate::machine::Machine;
 
 /// Ways to control QEMU: the new one has a QMP socket of its own.
 const CONTROL: &[&str] = &[
@@ -157,9 +159,28 @@ fn is_tpm(work: &Work<'_>, id: &str) -> bool {
     tpms.any(|(_, tpm)| tpm.get("chardev").as_deref() == Some(id))
 }
 
+/// Whether the machine has a TPM that an emulator (swtpm) makes, so that a plan for it needs
+/// [`LaunchRequest::tpm_socket`](super::LaunchRequest::tpm_socket).
+#[must_use]
+pub fn has_tpm_emulator(machine: &Machine) -> bool {
+    let tpms = CommandLine::parse(&machine.args).map(|line| line.all("tpmdev"));
+    tpms.into_iter().flatten().any(|(_, tpm)| is_emulator(&tpm))
+}
+
+fn is_emulator(tpm: &Options) -> bool {
+    tpm.get("type").as_deref() == Some("emulator")
+}
+
 fn tpm(work: &mut Work<'_>) -> Result<(), LaunchError> {
     for (at, tpm) in work.line.all("tpmdev") {
         let shown = work.line.args[at].shown();
+        if !is_emulator(&tpm) {
+            return Err(refused(
+                &shown,
+                "it hands the host's TPM to one guest",
+                "start the machine by hand without it",
+            ));
+        }
         let Some(socket) = work.request.tpm_socket.as_deref() else {
             return Err(refused(
                 &shown,
@@ -167,13 +188,6 @@ fn tpm(work: &mut Work<'_>) -> Result<(), LaunchError> {
                 "start a TPM emulator (swtpm) on the restored TPM state and give its socket",
             ));
         };
-        if tpm.get("type").as_deref() != Some("emulator") {
-            return Err(refused(
-                &shown,
-                "it hands the host's TPM to one guest",
-                "start the machine by hand without it",
-            ));
-        }
         let socket = utf8(socket)?.to_owned();
         for (at, mut options) in work.line.all("chardev") {
             if options.get("id") == tpm.get("chardev") {

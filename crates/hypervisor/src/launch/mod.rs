@@ -29,6 +29,7 @@ mod serial;
 #[cfg(test)]
 mod tests;
 
+pub use channels::has_tpm_emulator;
 pub use error::{LaunchError, StartError};
 pub use network::Tap;
 pub use plan::{LaunchPlan, plan};

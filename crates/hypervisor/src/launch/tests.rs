@@ -486,6 +486,16 @@ fn a_tpm_emulator_of_its_own_is_used() {
     request.tpm_socket = Some(PathBuf::from("/new/tpm"));
     let expected = "-chardev socket,id=t,path=/new/tpm -tpmdev emulator,id=t0,chardev=t";
     assert_eq!(planned(&machine, &request), bare_after(expected));
+    assert!(has_tpm_emulator(&machine));
+}
+
+#[test]
+fn the_hosts_tpm_is_refused_as_what_it_is() {
+    let line = bare("-tpmdev passthrough,id=t0,path=/dev/tpm0");
+    let machine = machine(&line, Vec::new());
+    assert!(!has_tpm_emulator(&machine));
+    let error = plan(&machine, &request(&machine)).unwrap_err();
+    assert!(error.to_string().contains("the host's TPM"), "{error}");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //!     ─► memory from the spool ─► snapshot ─► table, report
 //! ```
 //! The repository is opened and locked before the guest is touched, and the snapshot is written
-//! last: a backup that fails at any step leaves the guest running and no snapshot.
+//! last: a backup that fails at any step leaves the guest running and no snapshot. What comes after
+//! the snapshot only brings the catalog's tables up to it: a failure there is a warning.
 
 pub(crate) mod application;
 mod memory;
@@ -125,8 +126,18 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
     .run();
     report.seconds.total = begun.elapsed().as_secs_f64();
     let text = outcome.as_ref().err().map(|e| format!("{e:#}"));
-    end_job(cx.db, &job, text.as_deref(), report)?;
+    if let Err(error) = end_job(cx.db, &job, text.as_deref(), report) {
+        // The next start ends the job's row as that of a process that is gone.
+        let text = format!("the catalog could not note the end of the backup: {error:#}");
+        warn(cx.ui, vm, report, text);
+    }
     outcome
+}
+
+/// Tells the user now, and in the report.
+fn warn(ui: &Ui, vm: &Vm, report: &mut BackupReport, text: String) {
+    ui.note(&format!("warning: {}: {text}", vm.name));
+    report.warnings.push(text);
 }
 
 /// Ends the job; one whose undos failed stays for recovery, with the error noted.
@@ -251,9 +262,14 @@ impl Work<'_> {
         self.report.time = Some(content.time.clone());
         self.report.snapshot = Some(snapshot.id.clone());
         self.report.seconds.total = self.begun.elapsed().as_secs_f64();
-        failpoint::pass("catalog")?;
-        let vm_id = Some(self.vm.id.clone());
-        store::note(self.cx.db, vm_id, &repository.id(), &snapshot, self.report)
+        let (id, vm_id) = (repository.id(), Some(self.vm.id.clone()));
+        if let Err(error) = store::note(self.cx.db, vm_id, &id, &snapshot, self.report) {
+            let id = &snapshot.id;
+            self.warn(format!(
+                "the catalog could not note snapshot {id}: {error:#}"
+            ));
+        }
+        Ok(())
     }
 
     /// The promise that can be kept, or the reason why none can.
@@ -292,10 +308,7 @@ impl Work<'_> {
     }
 
     fn warn(&mut self, text: String) {
-        self.cx
-            .ui
-            .note(&format!("warning: {}: {text}", self.vm.name));
-        self.report.warnings.push(text);
+        warn(self.cx.ui, self.vm, self.report, text);
     }
 
     /// From the first touch of the guest to its release; disks are stored in between.

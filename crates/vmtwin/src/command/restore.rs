@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
+use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::launch;
 
 use crate::cancel::Cancel;
@@ -70,6 +71,11 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
         accel: args.accel.clone(),
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         memory: args.memory,
+        guard: Some(GuardCommand {
+            // This very program, also when its file was replaced by an upgrade meanwhile.
+            program: PathBuf::from("/proc/self/exe"),
+            args: vec!["restore-guard".into()],
+        }),
     })
 }
 

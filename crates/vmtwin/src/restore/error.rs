@@ -7,6 +7,8 @@ use vmtwin_hypervisor::launch::{LaunchError, StartError};
 use vmtwin_hypervisor::qmp::QmpError;
 use vmtwin_migration::RebuildError;
 
+use crate::failpoint::Injected;
+
 /// A restore failed; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -106,20 +108,22 @@ pub(crate) enum RestoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// A program of QEMU's is missing.
-    #[error("{program} could not be run; install it (package qemu-utils) and restore again")]
+    /// A program is missing.
+    #[error("{program} could not be run; install it (package {package}) and restore again")]
     NoProgram {
         /// The program.
         program: &'static str,
+        /// The package that has it.
+        package: &'static str,
         /// What the system said.
         source: io::Error,
     },
-    /// A program of QEMU's failed.
+    /// A program failed.
     #[error("{program} failed on {}: {message}", path.display())]
     Program {
         /// The program.
         program: &'static str,
-        /// The image.
+        /// What it was to work on.
         path: PathBuf,
         /// Its own words.
         message: String,
@@ -168,6 +172,9 @@ pub(crate) enum RestoreError {
         /// The end of its log.
         tail: String,
     },
+    /// The process that would take the restore back did not start, or ended.
+    #[error("the process that guards the restore failed; restore again")]
+    Guard(#[source] io::Error),
     /// A thread died.
     #[error("a part of vmtwin failed unexpectedly ({what}); please report it")]
     Internal {
@@ -177,6 +184,9 @@ pub(crate) enum RestoreError {
     /// The caller cancelled.
     #[error("the restore was cancelled; nothing of it is left")]
     Cancelled,
+    /// A test made a step fail.
+    #[error(transparent)]
+    Injected(#[from] Injected),
 }
 
 impl From<vmtwin_repository::Error> for RestoreError {

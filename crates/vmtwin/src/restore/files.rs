@@ -7,12 +7,13 @@ use vmtwin_repository::{EntryKind, SnapshotReader};
 
 use super::error::RestoreError;
 use super::folder::Folder;
+use super::guard::Guard;
 use super::name;
 use super::progress::Watch;
 use super::target::{Partial, Target};
 
 /// Folder of the files, in the snapshot and in the target.
-const FILES: &str = "files";
+pub(super) const FILES: &str = "files";
 /// Most files accepted.
 const MAX_FILES: usize = 4096;
 /// Most folders within one another.
@@ -26,6 +27,11 @@ pub(super) struct StoredFile {
 }
 
 impl StoredFile {
+    /// Its path in the snapshot and in the target, relative to the root.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The folder that it goes to.
     fn folder(&self, root: &Path) -> PathBuf {
         root.join(self.path.parent().unwrap_or(Path::new("")))
@@ -47,11 +53,12 @@ impl StoredFile {
         &self,
         reader: &SnapshotReader,
         folder: &mut Folder,
+        guard: &Guard,
         target: Target,
         watch: Watch<'_>,
     ) -> Result<Partial, RestoreError> {
-        folder.make(&self.folder(folder.path()))?;
-        let (partial, mut file) = target.begin()?;
+        folder.make(&self.folder(folder.path()), guard)?;
+        let (partial, mut file) = target.begin(guard)?;
         reader
             .copy_file(&self.path_in_snapshot(), &mut file)
             .map_err(|error| super::raw::sink_error(error, &partial))?;

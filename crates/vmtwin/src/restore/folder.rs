@@ -1,6 +1,8 @@
 //! The folder that a restore writes to: made if it is not there, held alone, gone if it failed.
 
 use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::error::RestoreError;
+use super::guard::Guard;
+use super::take_back::TakeBack;
 
 /// An open folder. Dropping it removes the folders that it made, where they are empty.
 #[derive(Debug)]
@@ -15,7 +19,7 @@ pub(super) struct Folder {
     path: PathBuf,
     made: Vec<PathBuf>,
     /// Holds the lock.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Folder {
@@ -26,9 +30,9 @@ impl Folder {
         let mut folder = Folder {
             path: absolute.clone(),
             made: Vec::new(),
-            _lock: None,
+            lock: None,
         };
-        folder.make(&absolute)?;
+        folder.make_missing(&absolute, |_| Ok(()))?;
         folder.path = absolute
             .canonicalize()
             .map_err(RestoreError::file("open", &absolute))?;
@@ -41,10 +45,30 @@ impl Folder {
         &self.path
     }
 
+    /// The folders that it made, outermost first.
+    pub(super) fn made(&self) -> &[PathBuf] {
+        &self.made
+    }
+
+    /// The lock, to be held by another process too; none on a file system that has no locks.
+    pub(super) fn lock_fd(&self) -> io::Result<Option<OwnedFd>> {
+        let lock = self.lock.as_ref().map(File::try_clone).transpose()?;
+        Ok(lock.map(OwnedFd::from))
+    }
+
     /// Makes a folder and those above it that are not there, for nobody else to read.
-    pub(super) fn make(&mut self, path: &Path) -> Result<(), RestoreError> {
+    pub(super) fn make(&mut self, path: &Path, guard: &Guard) -> Result<(), RestoreError> {
+        self.make_missing(path, |dir| guard.add(&TakeBack::Folder(dir.into())))
+    }
+
+    fn make_missing(
+        &mut self,
+        path: &Path,
+        note: impl Fn(&Path) -> Result<(), RestoreError>,
+    ) -> Result<(), RestoreError> {
         let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.exists()).collect();
         for dir in missing.into_iter().rev() {
+            note(dir)?;
             let made = DirBuilder::new().mode(0o700).create(dir);
             made.map_err(RestoreError::file("make", dir))?;
             self.made.push(dir.to_owned());
@@ -66,7 +90,7 @@ impl Folder {
             // A file system that can't lock folders.
             Err(_) => Ok(()),
             Ok(()) => {
-                self._lock = Some(file);
+                self.lock = Some(file);
                 Ok(())
             }
         }

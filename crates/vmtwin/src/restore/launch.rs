@@ -1,14 +1,13 @@
 //! Starts the restored guest: plan before anything is written, start after everything is.
 //!
 //! ```text
-//! plan ─ check ─► start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
-//!                 └──────────────── drop: this QEMU ends, its files go ───────────────┘
+//! plan ─ check ─► TPM, start (processors stopped) ─► state ─► query-status ─► cont, if it ran ─► keep
+//!                 └─── drop, or the guard's end of a killed restore: QEMU and its files go ───┘
 //! ```
 //! QEMU starts stopped, so that a guest that was paused at the point does not run for an instant,
 //! and nothing runs before all has worked.
 
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -27,11 +26,17 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_repository::SnapshotReader;
 
 use super::error::RestoreError;
+use super::guard::Guard;
+use super::inventory::Inventory;
+use super::launch_files::{CONSOLE_LOG, LaunchFiles, QEMU_LOG, QMP_SOCKET};
 use super::memory;
 use super::progress::Watch;
 use super::report::RunningGuest;
 use super::request::RestoreRequest;
 use super::state::StoredState;
+use super::take_back::TakeBack;
+use super::tpm::{RunningTpm, Tpm};
+use crate::failpoint;
 
 /// How long QEMU may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,18 +46,12 @@ const POLL: Duration = Duration::from_millis(20);
 /// Longest path of a socket on Linux, bytes.
 const SOCKET_PATH_BYTES: usize = 107;
 
-pub(super) const QMP_SOCKET: &str = "qmp.sock";
-const CONSOLE_LOG: &str = "console.log";
-const QEMU_LOG: &str = "qemu.log";
-
 /// A launch that was planned and may go ahead.
 #[derive(Debug)]
 pub(super) struct Launch {
     plan: LaunchPlan,
-    console_log: PathBuf,
-    qemu_log: PathBuf,
-    /// Logs that were there before.
-    old_logs: Vec<PathBuf>,
+    files: LaunchFiles,
+    tpm: Option<Tpm>,
     /// The guest ran at the point, or boots.
     resumes: bool,
 }
@@ -61,6 +60,7 @@ pub(super) struct Launch {
 pub(super) struct Started {
     launched: Launched,
     launch: Launch,
+    tpm: Option<RunningTpm>,
     armed: bool,
 }
 
@@ -68,13 +68,15 @@ impl Launch {
     /// Plans, and checks what may be in the way. `run_state` is that at the point where a state
     /// comes in.
     pub(super) fn plan(
-        machine: &Machine,
+        inventory: &Inventory,
         request: &RestoreRequest,
         dir: &Path,
         disks: Vec<RestoredDisk>,
         run_state: Option<&str>,
     ) -> Result<Launch, RestoreError> {
+        let machine = &inventory.machine;
         check_program(machine)?;
+        let tpm = Tpm::plan(machine, &inventory.files, dir, request.force)?;
         let launch_request = LaunchRequest {
             disks,
             qmp_socket: dir.join(QMP_SOCKET),
@@ -89,17 +91,20 @@ impl Launch {
             dir: dir.to_owned(),
             accel_override: request.accel.clone(),
             new_vmgenid: true,
-            tpm_socket: None,
+            tpm_socket: tpm.as_ref().map(|tpm| tpm.socket().to_owned()),
         };
         let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
         plan.args.push("-S".to_owned());
         check_socket(&plan.qmp_socket, request.force)?;
-        let old_logs = check_logs(dir, request.force)?;
+        if run_state.is_none() && tpm.as_ref().is_some_and(|tpm| !tpm.is_stored()) {
+            let text = "the snapshot holds no state of the guest's TPM: it finds an empty one";
+            plan.warnings.push(text.to_owned());
+        }
+        let tpm_state = tpm.as_ref().map(Tpm::state_dir);
         Ok(Launch {
             plan,
-            console_log: launch_request.console_log,
-            qemu_log: dir.join(QEMU_LOG),
-            old_logs,
+            files: LaunchFiles::check(dir, tpm_state, request.force)?,
+            tpm,
             resumes: !request.hold && run_state.is_none_or(|state| state == "running"),
         })
     }
@@ -109,14 +114,22 @@ impl Launch {
         &self.plan.warnings
     }
 
+    /// A folder that has to be there for the start.
+    pub(super) fn tpm_state_dir(&self) -> Option<&Path> {
+        self.tpm.as_ref().map(Tpm::state_dir)
+    }
+
     /// Starts the guest, gives it its state, and lets it run if it ran. Gives the length of the
     /// stream too.
     pub(super) fn start(
         self,
         reader: &SnapshotReader,
         state: Option<&StoredState>,
+        guard: &Guard,
         watch: Watch<'_>,
     ) -> Result<(Started, u64), RestoreError> {
+        self.register(guard)?;
+        failpoint::pass("start")?;
         let (feed, incoming) = match state {
             Some(state) => {
                 let pair = UnixStream::pair().map_err(RestoreError::file("make", "a socket"))?;
@@ -124,33 +137,67 @@ impl Launch {
             }
             None => (None, None),
         };
-        let launched = launch::start(&self.plan, incoming, &self.qemu_log);
-        let launched = launched.map_err(|error| {
-            self.remove_files();
-            RestoreError::Start(error)
-        })?;
-        let mut started = Started {
-            launched,
-            launch: self,
-            armed: true,
-        };
+        let mut started = self.start_programs(incoming)?;
+        failpoint::pass("state")?;
         let fed = match feed {
             Some((state, socket)) => started.feed(reader, state, socket, watch)?,
             None => 0,
         };
         let mut qmp = started.ready(watch)?;
+        failpoint::pass("resume")?;
         started.resume(&mut qmp)?;
         Ok((started, fed))
     }
 
-    /// Removes what QEMU wrote.
-    fn remove_files(&self) {
-        let _ = fs::remove_file(&self.plan.qmp_socket);
-        for log in logs(&self.plan.dir).unwrap_or_default() {
-            if !self.old_logs.contains(&log) {
-                let _ = fs::remove_file(log);
+    /// Starts the TPM and QEMU; where one fails, nothing of them is left.
+    fn start_programs(self, incoming: Option<OwnedFd>) -> Result<Started, RestoreError> {
+        let outcome = self.try_start_programs(incoming);
+        match outcome {
+            Ok((tpm, launched)) => Ok(Started {
+                launched,
+                launch: self,
+                tpm,
+                armed: true,
+            }),
+            Err(error) => {
+                self.files.remove();
+                Err(error)
             }
         }
+    }
+
+    fn try_start_programs(
+        &self,
+        incoming: Option<OwnedFd>,
+    ) -> Result<(Option<RunningTpm>, Launched), RestoreError> {
+        let tpm = self.tpm.as_ref().map(Tpm::start).transpose()?;
+        failpoint::pass("qemu")?;
+        let launched = launch::start(&self.plan, incoming, &self.qemu_log());
+        Ok((tpm, launched.map_err(RestoreError::Start)?))
+    }
+
+    /// Tells the guard of the programs before they are there. The paths of their sockets, in a
+    /// folder that is locked, tell them from all others.
+    fn register(&self, guard: &Guard) -> Result<(), RestoreError> {
+        guard.add(&TakeBack::LaunchFiles(self.files.clone()))?;
+        if let Some(tpm) = &self.tpm {
+            guard.add(&TakeBack::Process {
+                argument: tpm.control_argument(),
+            })?;
+        }
+        let mut after = self.plan.args.iter().skip_while(|arg| *arg != "-qmp");
+        match after.nth(1) {
+            Some(argument) => guard.add(&TakeBack::Process {
+                argument: argument.clone(),
+            }),
+            None => Err(RestoreError::Internal {
+                what: "the plan of the launch",
+            }),
+        }
+    }
+
+    fn qemu_log(&self) -> PathBuf {
+        self.files.dir().join(QEMU_LOG)
     }
 }
 
@@ -222,11 +269,14 @@ impl Started {
     /// Leaves the guest running.
     pub(super) fn keep(mut self) -> RunningGuest {
         self.armed = false;
+        if let Some(tpm) = self.tpm.take() {
+            tpm.keep();
+        }
         RunningGuest {
             pid: self.launched.pid(),
             qmp_socket: self.launch.plan.qmp_socket.clone(),
-            console_log: self.launch.console_log.clone(),
-            qemu_log: self.launch.qemu_log.clone(),
+            console_log: self.launch.files.dir().join(CONSOLE_LOG),
+            qemu_log: self.launch.qemu_log(),
             run_state: if self.launch.resumes {
                 "running"
             } else {
@@ -262,7 +312,8 @@ impl Drop for Started {
     fn drop(&mut self) {
         if self.armed {
             let _ = self.launched.kill();
-            self.launch.remove_files();
+            self.tpm = None;
+            self.launch.files.remove();
         }
     }
 }
@@ -299,32 +350,6 @@ fn check_socket(socket: &Path, force: bool) -> Result<(), RestoreError> {
     }
 }
 
-/// Logs are written to by QEMU itself, under their own names. Gives those that are there.
-fn check_logs(dir: &Path, force: bool) -> Result<Vec<PathBuf>, RestoreError> {
-    let old = logs(dir).map_err(RestoreError::file("list", dir))?;
-    match old.first() {
-        Some(path) if !force => Err(RestoreError::Exists { path: path.clone() }),
-        _ => Ok(old),
-    }
-}
-
-/// The logs in a folder. Consoles after the first have numbers.
-fn logs(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut logs = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let further = name
-            .strip_prefix(CONSOLE_LOG)
-            .is_some_and(|rest| rest.starts_with('.'));
-        if further || name == CONSOLE_LOG || name == QEMU_LOG {
-            logs.push(entry.path());
-        }
-    }
-    Ok(logs)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
@@ -349,17 +374,5 @@ mod tests {
             check_socket(&path, false),
             Err(RestoreError::Exists { .. })
         ));
-    }
-
-    #[test]
-    fn old_logs_are_not_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        check_logs(dir.path(), false).unwrap();
-        fs::write(dir.path().join("console.log.2"), "").unwrap();
-        assert!(matches!(
-            check_logs(dir.path(), false),
-            Err(RestoreError::Exists { .. })
-        ));
-        check_logs(dir.path(), true).unwrap();
     }
 }

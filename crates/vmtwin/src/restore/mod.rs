@@ -9,15 +9,17 @@
 //!           └──────────── on any error or cancel: taken back ────────┘
 //! ```
 //! Up to `keep` everything is taken back: files of ours are removed, files that `force` replaced
-//! return, and a QEMU of ours ends.
+//! return, and a QEMU of ours ends. Where this process dies, its guard does that.
 
 mod check;
 mod error;
 mod files;
 mod folder;
+mod guard;
 mod in_use;
 mod inventory;
 mod launch;
+mod launch_files;
 mod memory;
 mod name;
 mod nbd_server;
@@ -29,16 +31,14 @@ mod report;
 mod request;
 mod sparse_sink;
 mod state;
+mod take_back;
 mod target;
 #[cfg(test)]
 mod tests;
-
-/// Where a guest that was restored to `dir` has its monitor.
-pub(crate) fn qmp_socket(dir: &std::path::Path) -> std::path::PathBuf {
-    dir.join(launch::QMP_SOCKET)
-}
+mod tpm;
 
 pub(crate) use check::read_all;
+pub(crate) use guard::run_guard;
 pub(crate) use nbd_server::NbdServer;
 pub(crate) use progress::{Phase, RestoreProgress};
 pub(crate) use recipe::restore;

@@ -1,8 +1,8 @@
 //! `qemu-nbd` on one image, for one connection; it ends with it.
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -20,13 +20,15 @@ const END_TIMEOUT: Duration = Duration::from_secs(120);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(5);
 /// Most of its words that an error shows.
-const MESSAGE_BYTES: u64 = 2000;
+const MESSAGE_BYTES: usize = 2000;
 
 /// A running `qemu-nbd`. Dropping it ends it at once.
 #[derive(Debug)]
 pub struct NbdServer {
     child: Child,
     image: PathBuf,
+    /// What it prints. Its file has no name any more once we are connected.
+    log: File,
     /// A folder that only we can enter, for the socket.
     dir: PathBuf,
 }
@@ -47,13 +49,15 @@ impl NbdServer {
 
     fn start_with(image: &Path, flags: &[&str]) -> Result<(NbdServer, Client), RestoreError> {
         let dir = socket_dir().map_err(RestoreError::file("make a folder for", image))?;
-        let spawned = log(&dir).and_then(|log| spawn(image, flags, &dir, log));
-        let child = match spawned {
-            Ok(child) => child,
+        let spawned =
+            log(&dir).and_then(|log| Ok((spawn(image, flags, &dir, log.try_clone()?)?, log)));
+        let (child, log) = match spawned {
+            Ok(spawned) => spawned,
             Err(source) => {
                 let _ = fs::remove_dir_all(&dir);
                 return Err(RestoreError::NoProgram {
                     program: "qemu-nbd",
+                    package: "qemu-utils",
                     source,
                 });
             }
@@ -61,9 +65,12 @@ impl NbdServer {
         let mut server = NbdServer {
             child,
             image: image.to_owned(),
+            log,
             dir,
         };
         let client = server.connect()?;
+        // Nobody needs names there any more, so that nothing stays if we are killed.
+        let _ = fs::remove_dir_all(&server.dir);
         Ok((server, client))
     }
 
@@ -113,10 +120,9 @@ impl NbdServer {
     }
 
     fn failed(&self) -> RestoreError {
-        let mut message = String::new();
-        if let Ok(file) = File::open(self.dir.join("log")) {
-            let _ = file.take(MESSAGE_BYTES).read_to_string(&mut message);
-        }
+        let mut message = vec![0; MESSAGE_BYTES];
+        let length = self.log.read_at(&mut message, 0).unwrap_or(0);
+        let message = String::from_utf8_lossy(&message[..length]);
         RestoreError::Program {
             program: "qemu-nbd",
             path: self.image.clone(),
@@ -149,7 +155,10 @@ fn spawn(image: &Path, flags: &[&str], dir: &Path, log: File) -> io::Result<Chil
 }
 
 fn log(dir: &Path) -> io::Result<File> {
-    File::create(dir.join("log"))
+    let mut options = OpenOptions::new();
+    // Read by us at the start, and added to at the end by `qemu-nbd`.
+    options.read(true).append(true).create_new(true);
+    options.open(dir.join("log"))
 }
 
 /// A folder of a new name under the system's, since the path of a socket must be short.

@@ -73,6 +73,7 @@ fn create(partial: &Partial, size_bytes: u64) -> Result<(), RestoreError> {
         .output()
         .map_err(|source| RestoreError::NoProgram {
             program: "qemu-img",
+            package: "qemu-utils",
             source,
         })?;
     if output.status.success() {

@@ -10,8 +10,9 @@ use vmtwin_repository::{Repository, Snapshot, SnapshotReader};
 
 use super::error::RestoreError;
 use super::folder::Folder;
+use super::guard::Guard;
 use super::inventory::{Inventory, StoredDisk};
-use super::launch::Launch;
+use super::launch::{Launch, Started};
 use super::memory;
 use super::progress::{Phase, RestoreProgress, Watch};
 use super::report::{RestoreReport, RestoredDiskReport, RestoredMemory};
@@ -19,6 +20,7 @@ use super::request::{ImageFormat, RestoreRequest};
 use super::state::StoredState;
 use super::target::{Partial, Published, Target};
 use super::{qcow2, raw};
+use crate::failpoint;
 
 /// Name of the file that holds the memory of a guest that is not started.
 const MEMORY_FILE: &str = "memory.stream";
@@ -64,8 +66,11 @@ pub(crate) fn restore(
     let inventory = Inventory::read(&reader, request.disks.as_deref())?;
     let state = open_state(&reader, &inventory, request)?;
     let mut folder = Folder::open(&request.dir)?;
+    let guard = Guard::start(request.guard.as_ref(), &folder)?;
     let mut plan = Plan::new(inventory, state, request, folder.path())?;
-    let written = plan.write(&reader, &mut folder, watch)?;
+    failpoint::pass("folder")?;
+    let written = plan.write(&reader, &mut folder, &guard, watch)?;
+    failpoint::pass("publish")?;
     let published = publish(written.partials, folder.path())?;
     let mut report = RestoreReport {
         snapshot: snapshot.id.clone(),
@@ -81,23 +86,11 @@ pub(crate) fn restore(
         warnings: plan.warnings(request),
         seconds: 0.0,
     };
-    if let Some(launch) = plan.launch.take() {
-        let phase = if plan.state.is_some() {
-            Phase::Memory
-        } else {
-            Phase::Start
-        };
-        progress.begin(
-            phase,
-            plan.state.as_ref().map_or(0, StoredState::total_bytes),
-        );
-        let (started, stream_bytes) = launch.start(&reader, plan.state.as_ref(), watch)?;
-        report.memory = plan.state.is_some().then_some(RestoredMemory {
-            path: None,
-            stream_bytes,
-        });
-        report.running = Some(started.keep());
-    }
+    let started = plan.start(&reader, &mut folder, &guard, watch, &mut report)?;
+    failpoint::pass("keep")?;
+    // The restore is good from here on. What it replaced goes only after nobody would need it.
+    guard.release();
+    report.running = started.map(Started::keep);
     published.into_iter().for_each(Published::keep);
     folder.keep();
     progress.end();
@@ -153,13 +146,7 @@ impl Plan {
         let launch = match request.run {
             true => {
                 let disks = restored_disks(&inventory, &disks);
-                Some(Launch::plan(
-                    &inventory.machine,
-                    request,
-                    dir,
-                    disks,
-                    run_state,
-                )?)
+                Some(Launch::plan(&inventory, request, dir, disks, run_state)?)
             }
             false => None,
         };
@@ -178,6 +165,7 @@ impl Plan {
         &mut self,
         reader: &SnapshotReader,
         folder: &mut Folder,
+        guard: &Guard,
         watch: Watch<'_>,
     ) -> Result<Written, RestoreError> {
         let mut written = Written {
@@ -188,15 +176,16 @@ impl Plan {
         };
         let targets = std::mem::take(&mut self.disks);
         for (disk, (format, target)) in self.inventory.disks.iter().zip(targets) {
-            let (report, partial) = write_disk(disk, format, target, watch)?;
+            let (report, partial) = write_disk(disk, format, target, guard, watch)?;
+            failpoint::pass(&format!("disk {}", disk.id))?;
             written.disks.push(report);
             written.partials.push(partial);
         }
-        self.write_files(reader, folder, watch, &mut written)?;
+        self.write_files(reader, folder, guard, watch, &mut written)?;
         if let (Some(target), Some(state)) = (self.memory.take(), &self.state) {
             watch.progress.begin(Phase::Memory, state.total_bytes());
             let path = Some(target.path().to_owned());
-            let (partial, stream_bytes) = write_memory(reader, state, target, watch)?;
+            let (partial, stream_bytes) = write_memory(reader, state, target, guard, watch)?;
             written.memory = Some(RestoredMemory { path, stream_bytes });
             written.partials.push(partial);
         }
@@ -207,6 +196,7 @@ impl Plan {
         &mut self,
         reader: &SnapshotReader,
         folder: &mut Folder,
+        guard: &Guard,
         watch: Watch<'_>,
         written: &mut Written,
     ) -> Result<(), RestoreError> {
@@ -224,9 +214,39 @@ impl Plan {
             written.files.push(target.path().to_owned());
             written
                 .partials
-                .push(file.write(reader, folder, target, watch)?);
+                .push(file.write(reader, folder, guard, target, watch)?);
         }
         Ok(())
+    }
+
+    /// Starts the guest, where that is wanted.
+    fn start(
+        &mut self,
+        reader: &SnapshotReader,
+        folder: &mut Folder,
+        guard: &Guard,
+        watch: Watch<'_>,
+        report: &mut RestoreReport,
+    ) -> Result<Option<Started>, RestoreError> {
+        let Some(launch) = self.launch.take() else {
+            return Ok(None);
+        };
+        if let Some(dir) = launch.tpm_state_dir() {
+            folder.make(dir, guard)?;
+        }
+        let state = self.state.as_ref();
+        let phase = match state {
+            Some(_) => Phase::Memory,
+            None => Phase::Start,
+        };
+        let total_bytes = state.map_or(0, StoredState::total_bytes);
+        watch.progress.begin(phase, total_bytes);
+        let (started, stream_bytes) = launch.start(reader, state, guard, watch)?;
+        report.memory = state.map(|_| RestoredMemory {
+            path: None,
+            stream_bytes,
+        });
+        Ok(Some(started))
     }
 
     fn warnings(&self, request: &RestoreRequest) -> Vec<String> {
@@ -244,17 +264,6 @@ impl Plan {
                 "disks not restored, as asked: {}",
                 left_out.join(", ")
             ));
-        }
-        if self
-            .inventory
-            .machine
-            .files
-            .iter()
-            .any(|file| file.role == "tpm-state")
-        {
-            let text = "the guest has a TPM: give its restored state under files/ to a swtpm of \
-                        its own before it starts";
-            warnings.push(text.into());
         }
         warnings
     }
@@ -281,12 +290,13 @@ fn write_disk(
     disk: &StoredDisk,
     format: ImageFormat,
     target: Target,
+    guard: &Guard,
     watch: Watch<'_>,
 ) -> Result<(RestoredDiskReport, Partial), RestoreError> {
     let size_bytes = disk.image.size_bytes();
     watch.progress.begin(Phase::Disk(&disk.id), size_bytes);
     let path = target.path().to_owned();
-    let (partial, file) = target.begin()?;
+    let (partial, file) = target.begin(guard)?;
     let written_bytes = match format {
         ImageFormat::Raw => raw::write(&disk.image, &partial, file, watch)?,
         ImageFormat::Qcow2 => qcow2::write(&disk.image, &partial, &file, watch)?,
@@ -308,9 +318,10 @@ fn write_memory(
     reader: &SnapshotReader,
     state: &StoredState,
     target: Target,
+    guard: &Guard,
     watch: Watch<'_>,
 ) -> Result<(Partial, u64), RestoreError> {
-    let (partial, file) = target.begin()?;
+    let (partial, file) = target.begin(guard)?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
     let stream_bytes = memory::write(reader, state, &mut out, watch)?;
     let synced = out.flush().and_then(|()| out.get_ref().sync_all());

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::launch::Network;
 
 /// Format of a restored disk image.
@@ -58,4 +59,6 @@ pub(crate) struct RestoreRequest {
     pub(crate) disks: Option<Vec<String>>,
     /// Where the guest is not started: write its memory to `memory.stream`.
     pub(crate) memory: bool,
+    /// How to start the process that takes the restore back if this one dies; `None` for none.
+    pub(crate) guard: Option<GuardCommand>,
 }

@@ -17,7 +17,9 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::error::RestoreError;
+use super::guard::Guard;
 use super::in_use;
+use super::take_back::{OurFile, TakeBack};
 
 /// What is added to a name while the file is written.
 const PARTIAL_SUFFIX: &str = ".vmtwin-partial";
@@ -64,18 +66,20 @@ impl Target {
 
     /// Makes the partial file, empty, for nobody else to read. One that a killed restore left is
     /// removed; the lock of the folder says that nobody writes to it.
-    pub(super) fn begin(self) -> Result<(Partial, File), RestoreError> {
-        let error = RestoreError::file("make", &self.partial);
+    pub(super) fn begin(self, guard: &Guard) -> Result<(Partial, File), RestoreError> {
+        let error = |source| RestoreError::file("make", &self.partial)(source);
         let _ = fs::remove_file(&self.partial);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&self.partial).map_err(error)?;
+        let ours = OurFile::new(&self.path, &self.partial, &file).map_err(error)?;
         let partial = Partial {
             path: self.partial,
             target: self.path,
             force: self.force,
             armed: true,
         };
+        guard.add(&TakeBack::File(ours))?;
         Ok((partial, file))
     }
 }
@@ -192,7 +196,8 @@ mod tests {
     }
 
     fn written(dir: &Path, force: bool) -> Partial {
-        let (partial, mut file) = Target::new(dir, "a.raw", force).begin().unwrap();
+        let target = Target::new(dir, "a.raw", force);
+        let (partial, mut file) = target.begin(&Guard::none()).unwrap();
         file.write_all(b"new").unwrap();
         partial
     }

@@ -284,3 +284,13 @@ pub(crate) fn in_a_network_namespace(test: &str) -> bool {
     assert!(status.success(), "see above");
     false
 }
+
+/// Command lines of processes that name the folder.
+pub(crate) fn programs_in(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text(dir)))
+        .collect()
+}

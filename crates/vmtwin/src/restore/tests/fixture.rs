@@ -106,6 +106,7 @@ pub(super) fn request(dir: &Path) -> RestoreRequest {
         accel: None,
         disks: None,
         memory: false,
+        guard: None,
     }
 }
 

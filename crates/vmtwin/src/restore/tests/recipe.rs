@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use vmtwin_nbd::{Client, Options};
 use vmtwin_testkit::SmallTmpfs;
 
 use super::fixture::{DISK_BYTES, Fixture, content, disk_bytes, finish, machine, names};
@@ -80,7 +81,9 @@ fn an_image_in_use_is_not_replaced() {
         .args([&socket, &fixture.target().join("disk0.raw")])
         .spawn()
         .unwrap();
-    while !socket.exists() && user.try_wait().unwrap().is_none() {
+    // It listens before it opens the image, and answers after that.
+    let answers = || Client::connect_unix(&socket, "", &Options::default()).is_ok();
+    while user.try_wait().unwrap().is_none() && !answers() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     request.force = true;
