@@ -83,9 +83,9 @@ EVENT = re.compile(r"event (STOP|RESUME) at (\d+\.\d+) for domain")
 def hindrance():
     """Why there can be no guest of libvirt's here, or nothing."""
     if os.geteuid() != 0:
-        return "not run: a libvirt of its own needs root"
+        return "not run: needs root"
     if shutil.which("libvirtd") is None or shutil.which("virsh") is None:
-        return "not run: no libvirt on this machine (tools/setup --bench installs it)"
+        return "not run: no libvirt (tools/setup --bench)"
     return None
 
 
