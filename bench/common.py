@@ -156,11 +156,16 @@ class Heartbeat:
 
     def __init__(self, path):
         self.arrivals = []
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
+        self.path = str(path)
+        self._connect()
         threading.Thread(target=self._listen, daemon=True).start()
 
+    def _connect(self):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(self.path)
+
     def _listen(self):
+        """Until the guest's QEMU is gone."""
         while data := self.socket.recv(4096):
             if b"\n" in data:
                 self.arrivals.append(time.monotonic())
@@ -177,18 +182,55 @@ class Heartbeat:
         return max(b - a for a, b in pairs if b > since and a < until) * 1e3
 
 
-class Guest:
-    """A tiny guest in mode `load`: it dirties memory and two disks all the while."""
+class LoadGuest:
+    """A tiny guest in mode `load`, whoever started it: it dirties memory and two disks
+    all the while."""
 
-    def __init__(self, launcher, folder, memory_mib, dirty_mib, working_set_mib):
+    def __init__(self, folder, dirty_mib, working_set_mib):
         self.folder = pathlib.Path(folder)
-        self.qmp = self.folder / "qmp.sock"
+        self.folder.mkdir(exist_ok=True)
         self.serial = self.folder / "serial.log"
+        self.disks = [self.folder / name for name in ("a.qcow2", "b.qcow2")]
         self.working_set_mib = working_set_mib
         self.dirty_mib = dirty_mib
+        self.ticked_at = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def _wait_for_tick(self):
+        limit = time.monotonic() + 180
+        while not self.serial.exists() or b"tick n=" not in self.serial.read_bytes():
+            if time.monotonic() > limit or not self.is_running():
+                die("the guest did not boot")
+            time.sleep(0.1)
+        self.ticked_at = time.monotonic()
+
+    def fill(self):
+        """Waits until the working set was written once, as far as can be seen from here."""
+        once = self.working_set_mib / self.dirty_mib
+        limit = self.ticked_at + 3 * once + 10
+        last, still = 0, 0
+        time.sleep(max(0, self.ticked_at + once - time.monotonic()))
+        while still < 3 and time.monotonic() < limit:
+            now = self.resident_mib()
+            still = still + 1 if now - last < self.dirty_mib / 4 else 0
+            last = now
+            time.sleep(1)
+
+
+class Guest(LoadGuest):
+    """One that belongs to no management, with a monitor of its own."""
+
+    def __init__(self, launcher, folder, memory_mib, dirty_mib, working_set_mib):
+        super().__init__(folder, dirty_mib, working_set_mib)
+        self.qmp = self.folder / "qmp.sock"
         command = [str(launcher), "--name", NAME, "--memory", str(memory_mib)]
-        for disk in ("a.qcow2", "b.qcow2"):
-            command += ["--disk", str(self.folder / disk)]
+        for disk in self.disks:
+            command += ["--disk", str(disk)]
         command += ["--mode", "load", "--dirty", str(dirty_mib)]
         command += ["--working-set", str(working_set_mib)]
         command += ["--qmp", str(self.qmp), "--serial", str(self.serial), "--daemonize"]
@@ -203,12 +245,6 @@ class Guest:
         except BaseException:
             self.end()
             raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.end()
 
     def _start_time(self):
         """When the process began: with the id, that names exactly one process."""
@@ -228,13 +264,6 @@ class Guest:
         while self.is_running():
             time.sleep(0.02)
 
-    def _wait_for_tick(self):
-        limit = time.monotonic() + 180
-        while not self.serial.exists() or b"tick n=" not in self.serial.read_bytes():
-            if time.monotonic() > limit or not self.is_running():
-                die("the guest did not boot")
-            time.sleep(0.1)
-
     def _listen(self):
         """Gives the heartbeat's serial port, that leads nowhere, a socket."""
         path = self.folder / "heartbeat.sock"
@@ -244,24 +273,25 @@ class Guest:
             qmp.execute("chardev-change", id="heartbeat", backend=backend)
         return Heartbeat(path)
 
-    def accel(self):
+    def argument(self, option):
+        """What QEMU was given for it."""
         words = pathlib.Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
-        return words[words.index(b"-accel") + 1].decode()
+        return words[words.index(option.encode()) + 1].decode()
+
+    def accel(self):
+        return self.argument("-accel")
 
     def resident_mib(self):
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
-    def fill(self):
-        """Waits until the working set was written once, as far as can be seen from here."""
-        limit = time.monotonic() + 3 * self.working_set_mib / self.dirty_mib + 10
-        last, still = 0, 0
-        time.sleep(self.working_set_mib / self.dirty_mib)
-        while still < 3 and time.monotonic() < limit:
-            now = self.resident_mib()
-            still = still + 1 if now - last < self.dirty_mib / 4 else 0
-            last = now
-            time.sleep(1)
+    def stand(self):
+        with Qmp(self.qmp) as qmp:
+            qmp.execute("stop")
+
+    def run(self):
+        with Qmp(self.qmp) as qmp:
+            qmp.execute("cont")
 
 
 class Vmtwin:
