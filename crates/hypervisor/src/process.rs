@@ -1,6 +1,7 @@
 //! What `/proc` says of QEMU's process: arguments, user, folder, start time.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -75,6 +76,17 @@ pub fn arguments(pid: u32) -> std::io::Result<Vec<String>> {
     let text = String::from_utf8_lossy(&raw);
     let text = text.strip_suffix('\0').unwrap_or(&text);
     Ok(text.split('\0').map(str::to_owned).collect())
+}
+
+/// Takes our own settings, a password perhaps among them, out of a child's environment, which
+/// others may read for as long as it lives.
+pub fn without_our_settings(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"VMTWIN_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Processes that have `path` in an argument.

@@ -227,7 +227,11 @@ impl SpoolHandle {
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), SpoolError> {
     thread::Builder::new()
         .name(name.to_owned())
-        .spawn(body)
+        .spawn(move || {
+            // It may have been begun by a thread of another priority.
+            let _ = rustix::process::setpriority_process(None, 0);
+            body();
+        })
         .map(drop)
         .map_err(SpoolError::Thread)
 }

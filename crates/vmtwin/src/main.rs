@@ -114,7 +114,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
             recover::dead_jobs(cx)?;
             let report = settle::run(cx, args)?;
             cx.ui.result(&report, || report.line())?;
-            Ok(0)
+            Ok(exit_code(&[report], 1))
         }
         Command::Twin(command) => standby::run(cx, command),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {

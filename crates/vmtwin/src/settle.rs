@@ -150,8 +150,12 @@ impl Settle<'_> {
         self.report.consistency = Some(content.consistency.clone());
         self.report.time = Some(content.time.clone());
         self.report.snapshot = Some(snapshot.id.clone());
-        failpoint::pass("catalog")?;
         let id = self.repository.id();
-        store::note(self.cx.db, None, &id, &snapshot, self.report)
+        if let Err(error) = store::note(self.cx.db, None, &id, &snapshot, self.report) {
+            let text = format!("the catalog could not note the snapshot: {error:#}");
+            self.cx.ui.note(&format!("warning: {text}"));
+            self.report.warnings.push(text);
+        }
+        Ok(())
     }
 }

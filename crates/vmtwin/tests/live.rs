@@ -12,7 +12,7 @@ use vmtwin_testkit::{
     DiskLedger, Guest, Tick, all_tests_wanted, assert_clean, assert_one_instant, run,
 };
 
-use common::{PATIENCE, Restored, VM, Vmtwin, files, loaded_guest, text};
+use common::{PASSWORD, PATIENCE, Restored, VM, Vmtwin, files, loaded_guest, text};
 
 /// The guest prints ten ticks a second at 200 numbers a second; the first one after the point
 /// comes soon, also where the machine is busy.
@@ -131,6 +131,8 @@ fn check_going_on(vmtwin: &Vmtwin, id: &str, to: &str, disks: &[DiskLedger]) {
     let report = vmtwin.json(&["restore", id, "--to", text(&dir), "--run"]);
     assert_eq!(report["running"]["run_state"], "running");
     let restored = Restored::of_report(&report);
+    let environment = std::fs::read(format!("/proc/{}/environ", report["running"]["pid"])).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains(PASSWORD));
     let first = restored.log.wait_for_tick_after(0, PATIENCE);
     let later = restored.log.wait_for_tick_after(first.n, PATIENCE);
     let ticks = restored.log.ticks_since(0);

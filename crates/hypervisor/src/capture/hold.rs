@@ -27,6 +27,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::priority;
 use crate::qmp::{Command, Pending, Qmp, QmpError};
 
 /// Longest preparation waited for. 1 TiB at 150 ns a page takes 40 s.
@@ -144,6 +145,7 @@ impl Watch<'_> {
                 if (self.received)() > 0 {
                     return Ok(Outcome::Missed);
                 }
+                tracing::debug!("boundary");
                 (self.arm)()?;
                 sent = Some(qmp.send(commands)?);
                 hold_end = Instant::now() + HOLD_LIMIT;
@@ -158,6 +160,7 @@ impl Watch<'_> {
                 }
                 let unlocked = stop.is_futex() && !stop.entry && !traced[at].in_setup;
                 if unlocked && answered(qmp, pending, hold_end)? {
+                    priority::yield_to_guest(traced[at].tid.as_raw());
                     return self.late_or_done(qmp, sent.take().unwrap_or_default());
                 }
             }

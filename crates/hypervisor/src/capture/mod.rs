@@ -197,6 +197,7 @@ impl<'j> Capture<'j> {
             max_bandwidth: settings.max_bandwidth,
         };
         self.step("memory settings", undo, |c| settings.apply(&mut c.qmp))?;
+        tracing::debug!("huge pages");
         self.point.collapse =
             collapse_guest_memory(self.guest.process.pid, options.collapse_limit, cancelled);
         Ok(())
@@ -286,6 +287,7 @@ impl<'j> Capture<'j> {
         commands.extend(self.views.iter().map(View::switch));
         let pid = self.guest.process.pid;
         let births = Births::watch(pid);
+        tracing::debug!("migrate");
         let migrate = self.qmp.send(&[migrate_command()])?;
         let outcome = {
             let received = || stream.spool.received_bytes();
@@ -398,6 +400,7 @@ impl<'j> Capture<'j> {
     fn resume_and_measure(&mut self) -> Result<(), CaptureError> {
         memory::wait_for_first_page(&mut self.qmp, FIRST_PAGE_LIMIT)?;
         self.qmp.execute("cont", Value::Null)?;
+        tracing::debug!("resumed");
         self.measure_pause()
     }
 
@@ -478,6 +481,7 @@ impl<'j> Capture<'j> {
             return Ok(None);
         };
         let outcome = memory::wait_for_end(&mut self.qmp, limit, cancelled);
+        tracing::debug!("end of memory");
         if let Err(error) = outcome {
             stream.spool.give_up("the capture failed");
             // The spool's own reason, if it had one, says more than QEMU's broken pipe.

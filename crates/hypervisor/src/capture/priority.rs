@@ -1,12 +1,24 @@
-//! Our own priority around the pause: on a busy host every wake-up of ours would lengthen it.
+//! Priorities around the pause: ours above everything while the guest stands still, since every
+//! wake-up of ours would lengthen it; QEMU's snapshot thread below the guest's processors after it.
 
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 /// Nice value during the pause.
 const URGENT: i32 = -20;
+/// Nice value of QEMU's snapshot thread while it writes memory out. A processor of the guest that
+/// waits for it sleeps, and so leaves it the host's.
+const BACKGROUND: i32 = 10;
 
-/// Raises this thread until it is dropped. Threads begun meanwhile keep it: those of the spool, which
-/// must never let the guest wait. Without the privilege nothing changes.
+/// Puts QEMU's snapshot thread behind the guest's processors, for the rest of its life. Without the
+/// privilege nothing changes.
+pub(super) fn yield_to_guest(tid: i32) {
+    let outcome = setpriority_process(Pid::from_raw(tid), BACKGROUND);
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "the snapshot thread keeps its priority");
+    }
+}
+
+/// Raises this thread until it is dropped. Without the privilege nothing changes.
 pub(super) struct Urgent {
     before: Option<i32>,
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::CaptureError;
 use super::disks::View;
+use crate::process::without_our_settings;
 
 /// How long it may take to listen, and to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -58,7 +59,7 @@ impl Storage {
         }
         let log = std::fs::File::create(dir.join("storage.log"))
             .map_err(|error| failed(error.to_string()))?;
-        let child = command
+        let child = without_our_settings(&mut command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

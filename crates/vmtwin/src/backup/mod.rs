@@ -49,6 +49,8 @@ pub(crate) use report::BackupReport;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for one answer of QEMU's NBD server. A guest's disk may be slow; it is not stuck.
 const NBD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Nice value of the threads that store.
+const STORE_NICE: i32 = 10;
 /// What a pause may last longer, per GiB, where it includes the snapshot's preparation.
 const PREPARATION_PER_GIB: Duration = Duration::from_millis(500);
 
@@ -366,6 +368,7 @@ impl Work<'_> {
         let spinner = self.cx.ui.spinner("capturing");
         let mut capture = Capture::begin(qmp, machine, options, journal, &cancelled)?;
         spinner.finish_and_clear();
+        step_back();
         self.report.seconds.capture = begun.elapsed().as_secs_f64();
         let point = capture.point().clone();
         self.report.pause_ms = point.pause_ms;
@@ -509,6 +512,14 @@ pub(crate) fn capture_options(
         spool,
         collapse_limit: Duration::from_secs(args.collapse_limit_s),
     })
+}
+
+/// Puts this thread, and those that store images for it, behind the host's guests. Only where it
+/// can be raised again for the next pause.
+fn step_back() {
+    if rustix::process::geteuid().is_root() {
+        let _ = rustix::process::setpriority_process(None, STORE_NICE);
+    }
 }
 
 fn memory_can_be_had(machine: &Machine) -> Result<()> {

@@ -13,6 +13,7 @@ use vmtwin_repository::{Backup, ImageOptions, Snapshot, SnapshotMeta};
 use super::{BackupReport, Cx};
 use crate::content::{self, Content, ContentDisk};
 use crate::db::Db;
+use crate::failpoint;
 use crate::source::NbdSource;
 use crate::ui::BarProgress;
 
@@ -93,7 +94,7 @@ pub(crate) fn meta(content: &Content, time: OffsetDateTime) -> SnapshotMeta {
     }
 }
 
-/// Notes a snapshot in the catalog.
+/// Notes a snapshot in the catalog, whose table is a cache of what the repository holds.
 pub(crate) fn note(
     db: &Db,
     vm_id: Option<VmId>,
@@ -101,6 +102,7 @@ pub(crate) fn note(
     snapshot: &Snapshot,
     report: &BackupReport,
 ) -> Result<()> {
+    failpoint::pass("catalog")?;
     let consistency = |text: &str| text.parse::<vmtwin_catalog::Consistency>();
     let row = vmtwin_catalog::Snapshot {
         id: snapshot.id.clone(),

@@ -13,6 +13,7 @@ use vmtwin_catalog::{Connection, ConnectionKind, JobId, JobKind, NewJob, Vm};
 use vmtwin_hypervisor::capture::{Capture, CaptureOptions, Journal};
 use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::process::without_our_settings;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::twin::{
     Backing, Join, Twin, TwinPlan, TwinRequest, can_outlive, check_room, joins,
@@ -339,7 +340,7 @@ impl Keeper<'_> {
         let Some(fence) = &self.args.fence else {
             return Ok(());
         };
-        let mut child = Command::new("sh")
+        let mut child = without_our_settings(&mut Command::new("sh"))
             .args(["-c", fence])
             .env("VMTWIN_VM", &self.vm.name)
             .stdin(Stdio::null())

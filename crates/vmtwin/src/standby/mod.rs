@@ -150,6 +150,7 @@ fn detached(cx: &Cx<'_>, args: &TwinStartArgs, dir: &Path, log: &Path) -> Result
         command.arg("--by-hand");
     }
     command
+        .env_remove("VMTWIN_PASSWORD")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(log)?)
