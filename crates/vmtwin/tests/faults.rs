@@ -192,7 +192,7 @@ fn program_removed(vmtwin: &Vmtwin) {
 
 /// The disks at one instant, and no memory.
 fn disks_alone(vmtwin: &Vmtwin, guest: &Guest) {
-    let report = vmtwin.backup(&["--consistency", "crash"]);
+    let report = vmtwin.backup_as("crash", &[]);
     assert_eq!(report["consistency"], "crash");
     assert_eq!(report["point"]["method"], "disks_only");
     let id = report["snapshot"].as_str().unwrap();

@@ -6,6 +6,7 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmtwin_testkit::{
@@ -65,6 +66,59 @@ fn every_round_is_of_one_instant() {
     vmtwin.restic(&["check", "--read-data"]);
 }
 
+/// An independent reader of the point-in-time exports, while they are there and the guest writes,
+/// sees what is restored later.
+#[test]
+fn what_is_restored_is_what_the_point_showed() {
+    let guest = loaded_guest();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let mut command = vmtwin.command(&["backup", VM, "--consistency", "state"]);
+    command.env("VMTWIN_FAILPOINT", "read disk0=sleep:6000");
+    let mut backup = command.spawn().unwrap();
+    let disks = ["disk0", "disk1"];
+    for disk in disks {
+        copy_export(&vmtwin, disk);
+    }
+    assert!(backup.wait().unwrap().success());
+    let dir = vmtwin.path("restored");
+    vmtwin.ok(&["restore", "latest", "--to", text(&dir), "--format", "raw"]);
+    for disk in disks {
+        let name = format!("{disk}.raw");
+        compare(disk, &vmtwin.path(&name), &dir.join(&name));
+    }
+}
+
+/// Copies what a backup exports of a disk, as soon as it does.
+fn copy_export(vmtwin: &Vmtwin, disk: &str) {
+    let end = Instant::now() + PATIENCE;
+    let socket = loop {
+        let found = files(&vmtwin.home().join("run"));
+        if let Some(socket) = found.into_iter().find(|path| path.ends_with("nbd.sock")) {
+            break socket;
+        }
+        assert!(Instant::now() < end, "nothing is exported");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let uri = format!("nbd+unix:///{disk}?socket={}", socket.display());
+    let copy = vmtwin.path(&format!("{disk}.raw"));
+    let mut convert = Command::new("qemu-img");
+    convert
+        .args(["convert", "-f", "raw", "-O", "raw", &uri])
+        .arg(copy);
+    while !convert.status().unwrap().success() {
+        assert!(Instant::now() < end, "{disk} is not exported");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn compare(disk: &str, one: &Path, other: &Path) {
+    let mut compare = Command::new("qemu-img");
+    compare.args(["compare", "-f", "raw", "-F", "raw"]);
+    let output = run(compare.args([one, other]));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("identical"), "{disk}: {said}");
+}
+
 fn check_table(vmtwin: &Vmtwin) {
     let table = vmtwin.json(&["vm", "list"]);
     assert_eq!(table.as_array().unwrap().len(), 1);
@@ -103,11 +157,7 @@ fn restic_judges(vmtwin: &Vmtwin, id: &str) {
         let joined = vmtwin.path(&format!("{disk}.joined"));
         join(&vmtwin.path("stock").join("disks").join(disk), &joined);
         let own = vmtwin.path("own").join(format!("{disk}.raw"));
-        let mut compare = Command::new("qemu-img");
-        compare.args(["compare", "-f", "raw", "-F", "raw"]);
-        let output = run(compare.args([&joined, &own]));
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(said.contains("identical"), "{disk}: {said}");
+        compare(disk, &joined, &own);
         let size = |path: &Path| path.metadata().unwrap().len();
         assert_eq!(size(&joined), size(&own), "sizes of {disk}");
     }

@@ -82,10 +82,16 @@ pub fn can_outlive(kind: AddressKind) -> bool {
 
 impl Twin {
     /// Takes the guest's place. The guest's process is gone, and fenced where it could come back.
+    /// Returns what the user should know: network devices that could not be joined do not keep the
+    /// machine from running.
     ///
     /// # Errors
-    /// A disk, a tap, or the resume failed; it stands still then.
-    pub fn promote(&mut self, images: &[PointImage], joins: &[Join]) -> Result<(), TwinError> {
+    /// A disk or the resume failed; it stands still then.
+    pub fn promote(
+        &mut self,
+        images: &[PointImage],
+        joins: &[Join],
+    ) -> Result<Vec<String>, TwinError> {
         for (number, image) in images.iter().enumerate() {
             rebase(image)?;
             let node = format!("standby-{number}");
@@ -97,15 +103,14 @@ impl Twin {
             let drive = json!({"path": image.disk.qdev, "property": "drive", "value": node});
             self.execute("qom-set", drive)?;
         }
-        for join in joins.iter().filter(|join| join.bridge.is_some()) {
-            self.join(join)?;
-        }
+        let joined = joins.iter().map(|join| self.join(join));
+        let warnings = joined.filter_map(Result::err).collect();
         self.execute("cont", Value::Null)?;
         if !joins.is_empty() {
             let rounds = json!({"initial": 50, "max": 550, "rounds": 5, "step": 100});
             self.execute("announce-self", rounds)?;
         }
-        Ok(())
+        Ok(warnings)
     }
 
     /// Leaves it running.
@@ -113,20 +118,25 @@ impl Twin {
         self.armed = false;
     }
 
-    /// Moves a tap out of the twin's namespace into ours, and onto its bridge.
-    fn join(&mut self, join: &Join) -> Result<(), TwinError> {
+    /// Moves a tap out of the twin's namespace into ours, and onto its bridge. An error is a text
+    /// for people.
+    fn join(&self, join: &Join) -> Result<(), String> {
+        let (tap, name) = (join.tap.as_str(), join.name.as_str());
         let Some(bridge) = &join.bridge else {
-            return Ok(());
+            return Err(format!(
+                "the network device on {tap} is joined to nothing, since the bridge of the guest's \
+                 is not known"
+            ));
         };
         let namespace = format!("--net=/proc/{}/ns/net", self.process.pid);
         let ours = std::process::id().to_string();
-        let (tap, name) = (join.tap.as_str(), join.name.as_str());
         let inside = ["ip", "link", "set", tap, "netns", &ours, "name", name];
         run(Command::new("nsenter")
             .arg(namespace)
             .arg("--")
-            .args(inside))?;
-        run(Command::new("ip").args(["link", "set", name, "master", bridge, "up"]))
+            .args(inside))
+        .and_then(|()| run(Command::new("ip").args(["link", "set", name, "master", bridge, "up"])))
+        .map_err(|error| error.to_string())
     }
 }
 

@@ -153,19 +153,25 @@ impl Keeper<'_> {
             let token = journal.register(step, undo);
             tokens.push(token.map_err(anyhow::Error::from_boxed)?);
         }
-        let outcome = self.live(qmp);
-        let promoted = matches!(outcome, Ok(true));
-        for (token, (_, undo)) in tokens.into_iter().zip(&undos).rev() {
-            if !promoted {
-                undo.apply()?;
+        let mut kept = false;
+        let outcome = self.live(qmp, &mut || {
+            kept = true;
+            for token in &tokens {
+                journal.undone(*token).map_err(anyhow::Error::from_boxed)?;
             }
-            journal.undone(token).map_err(anyhow::Error::from_boxed)?;
+            Ok(())
+        });
+        if !kept {
+            for (token, (_, undo)) in tokens.into_iter().zip(&undos).rev() {
+                undo.apply()?;
+                journal.undone(token).map_err(anyhow::Error::from_boxed)?;
+            }
         }
-        outcome.map(drop)
+        outcome
     }
 
-    /// The life of a standby; true when it was promoted.
-    fn live(&self, qmp: Qmp) -> Result<bool> {
+    /// The life of a standby. `keep` takes its folder and process out of the journal.
+    fn live(&self, qmp: Qmp, keep: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         make_dir(self.dir)?;
         let listener = Listener::open(self.dir).context("no socket for requests")?;
         let joins = joins(self.plan.taps(), self.machine.pid, &job_tag(self.job));
@@ -173,8 +179,7 @@ impl Keeper<'_> {
         let cancelled = || self.cx.cancel.is_set();
         let options = self.options()?;
         let mut capture = Capture::begin(qmp, self.machine, &options, &mut journal, &cancelled)?;
-        let made = self.make(&mut capture, &options);
-        let (mut twin, row, mut watch) = match made {
+        let (twin, row, mut watch) = match self.make(&mut capture, &options) {
             Ok(made) => made,
             Err(error) => {
                 capture.release()?;
@@ -185,15 +190,7 @@ impl Keeper<'_> {
         let verdict = self.watch(&mut capture, &mut watch, &listener, &mut asked);
         drop(watch);
         let outcome = match verdict {
-            Ok(Verdict::Promote) => {
-                let age_s = age_s(&capture);
-                let promoted = self.promote(capture, &mut twin, &joins);
-                let outcome = promoted.and_then(|()| self.take_over(age_s, &joins));
-                if outcome.is_ok() {
-                    twin.keep();
-                }
-                outcome
-            }
+            Ok(Verdict::Promote) => self.promote(capture, twin, &joins, keep),
             Ok(Verdict::Drop(why)) => {
                 drop(twin);
                 capture.release()?;
@@ -206,14 +203,13 @@ impl Keeper<'_> {
             }
         };
         drop(row);
-        let answer = match &outcome {
-            Ok(answer) => answer.clone(),
-            Err(error) => json!({"error": format!("{error:#}")}),
-        };
         if let Some(request) = asked {
-            request.answer(&answer);
+            request.answer(&match &outcome {
+                Ok(answer) => answer.clone(),
+                Err(error) => json!({"error": format!("{error:#}")}),
+            });
         }
-        Ok(outcome?["promoted"] == true)
+        outcome.map(drop)
     }
 
     fn options(&self) -> Result<CaptureOptions> {
@@ -323,11 +319,40 @@ impl Keeper<'_> {
         })
     }
 
-    /// Puts the twin in the place of a guest that is dead and fenced.
-    fn promote(&self, capture: Capture<'_>, twin: &mut Twin, joins: &[Join]) -> Result<()> {
+    /// Puts the twin in the place of a guest that is dead and fenced. It is taken out of the journal
+    /// before it runs, so that no recovery ever ends a machine that is in use.
+    fn promote(
+        &self,
+        capture: Capture<'_>,
+        mut twin: Twin,
+        joins: &[Join],
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Value> {
         failpoint::pass("standby promote")?;
+        let age_s = age_s(&capture);
         let images = capture.outlive()?;
-        Ok(twin.promote(&images, joins)?)
+        keep()?;
+        let mut warnings = twin.promote(&images, joins)?;
+        let socket = self.plan.qmp_socket().display().to_string();
+        twin.keep();
+        if let Err(error) = self.take_over(&socket) {
+            warnings.push(format!(
+                "the table of guests could not be brought up to it: {error:#}"
+            ));
+        }
+        let mut text = format!(
+            "{} runs in the place of {}; what the guest did in its last {age_s:.1} s is lost; QMP: \
+             {socket}",
+            self.name, self.vm.name
+        );
+        for warning in &warnings {
+            text.push_str(&format!("\nwarning: {warning}"));
+        }
+        self.cx.ui.note(&text);
+        Ok(
+            json!({"twin": self.name, "vm": self.vm.name, "promoted": true, "lost_s": age_s,
+                  "qmp": socket, "warnings": warnings, "text": text}),
+        )
     }
 
     /// Never two masters: kills the guest's process, and whatever else the user says.
@@ -361,32 +386,13 @@ impl Keeper<'_> {
     }
 
     /// The VM of the table is the twin from now on.
-    fn take_over(&self, age_s: f64, joins: &[Join]) -> Result<Value> {
-        let socket = self.plan.qmp_socket().display().to_string();
+    fn take_over(&self, socket: &str) -> Result<()> {
         let connection = Connection {
             kind: ConnectionKind::Qmp,
-            address: socket.clone(),
+            address: socket.to_owned(),
         };
-        self.cx
-            .db
-            .run(async |c| c.set_connection(&self.vm.id, &connection).await)?;
-        let lost = joins.iter().filter(|join| join.bridge.is_none()).count();
-        let mut text = format!(
-            "{} runs in the place of {}; what the guest did in its last {age_s:.1} s is lost; QMP: \
-             {socket}",
-            self.name, self.vm.name
-        );
-        if lost > 0 {
-            text.push_str(&format!(
-                "; WARNING: {lost} network devices are joined to nothing, since their bridge is \
-                 not known"
-            ));
-        }
-        self.cx.ui.note(&text);
-        Ok(
-            json!({"twin": self.name, "vm": self.vm.name, "promoted": true, "lost_s": age_s,
-                  "qmp": socket, "unjoined": lost, "text": text}),
-        )
+        let db = self.cx.db;
+        Ok(db.run(async |c| c.set_connection(&self.vm.id, &connection).await)?)
     }
 }
 
