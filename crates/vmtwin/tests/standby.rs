@@ -219,14 +219,15 @@ fn twins(vmtwin: &Vmtwin) -> Vec<ProcessId> {
     with_argument(&vmtwin.home().join("standby"))
 }
 
-/// The keeper has the home folder, and the word that makes it stay, on its command line.
+/// The process that watches for this home folder.
 fn keeper(vmtwin: &Vmtwin) -> ProcessId {
-    let with_home = with_argument(&vmtwin.home());
+    let home = format!("VMTWIN_HOME={}\0", vmtwin.home().display());
+    let watches = |process: &&ProcessId| {
+        let environment = std::fs::read(format!("/proc/{}/environ", process.pid));
+        environment.is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(&home))
+    };
     let staying = with_argument(Path::new("--foreground"));
-    *with_home
-        .iter()
-        .find(|process| staying.contains(process))
-        .expect("a keeper")
+    *staying.iter().find(watches).expect("a keeper")
 }
 
 fn check_gone(guest: &Guest, vmtwin: &Vmtwin) {

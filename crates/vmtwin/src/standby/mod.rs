@@ -99,7 +99,7 @@ fn start(cx: &Cx<'_>, args: &TwinStartArgs) -> Result<i32> {
         return keeper::run(cx, args, &name, &dir).map(|()| 0);
     }
     let log = dir.with_extension("log");
-    let mut keeper = detached(cx, args, &dir, &log)?;
+    let mut keeper = detached(&dir, &log)?;
     let spinner = cx.ui.spinner("making the standby");
     let begun = Instant::now();
     while begun.elapsed() < START_TIMEOUT {
@@ -127,29 +127,14 @@ fn start(cx: &Cx<'_>, args: &TwinStartArgs) -> Result<i32> {
 }
 
 /// Starts this very command again, as a keeper that stays and writes to `log`.
-fn detached(cx: &Cx<'_>, args: &TwinStartArgs, dir: &Path, log: &Path) -> Result<Child> {
+fn detached(dir: &Path, log: &Path) -> Result<Child> {
     use std::os::unix::process::CommandExt;
     if control::ask(dir, "status").is_ok() {
         bail!("there is a standby of this name; see: vmtwin twin list");
     }
-    let mut command = Command::new("/proc/self/exe");
-    command.args([
-        "--home",
-        &cx.home.dir().display().to_string(),
-        "--quiet",
-        "twin",
-        "start",
-    ]);
-    command.args([&args.vm, "--standby", "--foreground"]);
-    for (flag, value) in [("--name", &args.name), ("--fence", &args.fence)] {
-        if let Some(value) = value {
-            command.args([flag, value]);
-        }
-    }
-    if args.by_hand {
-        command.arg("--by-hand");
-    }
-    command
+    Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .arg("--foreground")
         .env_remove("VMTWIN_PASSWORD")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
