@@ -15,6 +15,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use crate::ffi::{self, PAGE_IS_PFNZERO, PageRegion};
+use crate::process::kib_field_bytes;
 
 /// Size of a huge page on x86-64, bytes.
 const HUGE_BYTES: u64 = 2 << 20;
@@ -159,13 +160,7 @@ fn add_region(out: &mut Vec<Range>, region: PageRegion) {
 
 /// Whether `wanted` bytes leave a quarter of the host's memory free.
 fn memory_is_plenty(wanted: u64) -> bool {
-    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else {
-        return false;
-    };
-    let field = |name: &str| -> Option<u64> {
-        let line = info.lines().find(|l| l.starts_with(name))?;
-        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-    };
+    let field = |name| kib_field_bytes("/proc/meminfo", name);
     match (field("MemAvailable:"), field("MemTotal:")) {
         (Some(available), Some(total)) => available.saturating_sub(wanted) >= total / 4,
         _ => false,

@@ -90,6 +90,14 @@ pub enum AddressKind {
     Other,
 }
 
+impl AddressKind {
+    /// It is a file or a device of this host, there also when no QEMU has it open.
+    #[must_use]
+    pub fn is_local(self) -> bool {
+        matches!(self, AddressKind::File | AddressKind::BlockDevice)
+    }
+}
+
 /// A file beside the disks that belongs to the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineFile {

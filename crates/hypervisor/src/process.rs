@@ -1,10 +1,12 @@
 //! What `/proc` says of QEMU's process: arguments, user, folder, start time.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 /// A process, told apart from a later one with the same id.
@@ -33,21 +35,23 @@ impl ProcessId {
     /// It may not be killed, or is still there after `limit`.
     pub fn kill(self, limit: Duration) -> std::io::Result<()> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let Some(pid) = pid.filter(|_| self.is_alive()) else {
+        let Some(process) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
             return Ok(());
         };
-        match rustix::process::kill_process(pid, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        // Looked at now that the pid cannot pass to another process unseen.
+        if !self.is_alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&process, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let begun = Instant::now();
-        while self.is_alive() {
-            if begun.elapsed() > limit {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        let timeout = Timespec::try_from(limit).map_err(std::io::Error::other)?;
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut ended, Some(&timeout))? {
+            0 => Err(std::io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether this very process still lives (a zombie does not).
@@ -89,20 +93,49 @@ pub fn without_our_settings(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Processes that have `path` in an argument.
-///
-/// Those that end meanwhile, and those of other users where they may not be looked at, are left out.
+/// Processes that have `path` in an argument; see [`with_argument_that`].
 #[must_use]
 pub fn with_argument(path: &Path) -> Vec<ProcessId> {
     let path = path.to_string_lossy();
+    with_argument_that(|argument| argument.contains(&*path))
+}
+
+/// Processes with an argument that `is_it` accepts, this one left out.
+///
+/// Those that end meanwhile, and those of other users where they may not be looked at, are left out.
+#[must_use]
+pub fn with_argument_that(is_it: impl Fn(&str) -> bool) -> Vec<ProcessId> {
     let ours = std::process::id();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != ours)
-        .filter(|pid| arguments(*pid).is_ok_and(|args| args.iter().any(|arg| arg.contains(&*path))))
+        // Who it is comes first: what is read after is then of this process or of none.
         .filter_map(ProcessId::of)
+        .filter(|process| {
+            arguments(process.pid).is_ok_and(|all| all.iter().any(|argument| is_it(argument)))
+        })
         .collect()
+}
+
+/// A field such as `VmRSS:   1234 kB` of a file in `/proc`, in bytes.
+pub(crate) fn kib_field_bytes(path: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let rest = text.lines().find_map(|line| line.strip_prefix(field))?;
+    let kib: u64 = rest.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Runs a program of `package` to a good end. An error is what it said, for people.
+pub(crate) fn run(command: &mut Command, package: &str) -> Result<(), String> {
+    let output = command.stdin(Stdio::null()).output().map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        format!("cannot run {program} (package {package}): {error}")
+    })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
 }
 
 /// The working folder of a process.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vmtwin_catalog::JobId;
-use vmtwin_hypervisor::capture::Journal;
 use vmtwin_hypervisor::launch::Network;
 use vmtwin_hypervisor::twin::{Twin, check_memory};
 use vmtwin_hypervisor::undo::Undo;
@@ -54,19 +53,10 @@ impl Isolated<'_> {
             ),
         ];
         let mut journal = JobJournal::without_guest(self.cx.db, self.job.clone());
-        let mut tokens = Vec::new();
-        for (step, undo) in &undos {
-            let token = journal.register(step, undo);
-            tokens.push(token.map_err(anyhow::Error::from_boxed)?);
-        }
-        let outcome = self
-            .start(&dir)
-            .and_then(|(twin, report)| act(twin, &report));
-        for (token, (_, undo)) in tokens.into_iter().zip(&undos).rev() {
-            undo.apply()?;
-            journal.undone(token).map_err(anyhow::Error::from_boxed)?;
-        }
-        outcome
+        journal.within(&undos, |_| {
+            let (twin, report) = self.start(&dir)?;
+            act(twin, &report)
+        })
     }
 
     fn dir(&self) -> Result<PathBuf> {

@@ -39,6 +39,25 @@ impl<'a> JobJournal<'a> {
         }
     }
 
+    /// Registers undos, does the thing they are for, and applies them in reverse, however it ended.
+    pub(crate) fn within<T>(
+        &mut self,
+        undos: &[(&str, Undo)],
+        act: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut tokens = Vec::new();
+        for (step, undo) in undos {
+            let token = self.register(step, undo);
+            tokens.push(token.map_err(anyhow::Error::from_boxed)?);
+        }
+        let outcome = act(self);
+        for (token, (_, undo)) in tokens.into_iter().zip(undos).rev() {
+            undo.apply()?;
+            self.undone(token).map_err(anyhow::Error::from_boxed)?;
+        }
+        outcome
+    }
+
     /// Registers an undo, does the thing, and returns the token for [`Journal::undone`].
     pub(crate) fn around<T>(
         &mut self,

@@ -7,10 +7,9 @@
 //! ```
 //! The guest is not concerned, and need not be there.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use vmtwin_catalog::{JobId, JobKind, NewJob};
 use vmtwin_repository::{Backup, IngestOptions, Repository, Snapshot};
 
@@ -21,7 +20,7 @@ use crate::command::snapshot::Detail;
 use crate::content::Content;
 use crate::failpoint;
 use crate::isolated::Isolated;
-use crate::restore::{NbdServer, RestoreReport};
+use crate::restore::RestoreReport;
 
 /// Settles the snapshot that `args` names.
 pub(crate) fn run(cx: &Cx<'_>, args: &SettleArgs) -> Result<BackupReport> {
@@ -105,13 +104,12 @@ impl Settle<'_> {
         let begun = Instant::now();
         let mut disks = Vec::new();
         for disk in &restored.disks {
-            failpoint::pass(&format!("read finished {}", disk.id))?;
-            let known = self.stored.machine.disks.iter().find(|d| d.id == disk.id);
-            let known = known.with_context(|| format!("no disk {}", disk.id))?;
-            let (server, client) = NbdServer::start_reading(&disk.path, disk.format.name())
-                .with_context(|| format!("cannot read the finished disk {}", disk.id))?;
-            disks.push(store::image(self.cx, backup, known, client, self.report)?);
-            drop(server);
+            let (machine, image) = (
+                &self.stored.machine,
+                (disk.path.as_path(), disk.format.name()),
+            );
+            let stored = store::finished(self.cx, backup, machine, &disk.id, image, self.report);
+            disks.push(stored?);
         }
         self.report.seconds.disks = begun.elapsed().as_secs_f64();
         let content = Content {
@@ -123,25 +121,13 @@ impl Settle<'_> {
             ..self.stored.content.clone()
         };
         store::manifest(backup, &self.stored.machine, &content)?;
-        self.store_files(&restored.dir, backup)?;
+        // Files beside the disks, as the twin left them.
+        let files = self.stored.machine.files.iter().map(|f| {
+            let path = restored.dir.join(f.stored_as.trim_start_matches('/'));
+            (path, f.stored_as.as_str())
+        });
+        store::files(backup, files)?;
         Ok(content)
-    }
-
-    /// Files beside the disks, as the twin left them.
-    fn store_files(&self, dir: &Path, backup: &Backup) -> Result<()> {
-        let files = self.stored.machine.files.iter();
-        let paths: Vec<(PathBuf, &str)> = files
-            .map(|f| {
-                (
-                    dir.join(f.stored_as.trim_start_matches('/')),
-                    f.stored_as.as_str(),
-                )
-            })
-            .collect();
-        store::files(
-            backup,
-            paths.iter().map(|(path, name)| (path.as_path(), *name)),
-        )
     }
 
     fn finish(self, backup: Backup, content: &Content) -> Result<()> {

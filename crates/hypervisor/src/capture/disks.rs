@@ -9,12 +9,13 @@
 //! Node names are at most 31 characters, QEMU's limit.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::process::Command as Process;
 
 use serde_json::{Value, json};
 
 use super::CaptureError;
 use crate::machine::Disk;
+use crate::process;
 use crate::qmp::{Command, Qmp};
 
 /// Longest a guest's write may wait for its old data to reach scratch, seconds.
@@ -45,22 +46,15 @@ impl View {
 
     /// Makes the scratch image, owned by QEMU's user.
     pub(crate) fn create_scratch(&self, owner: (u32, u32)) -> Result<(), CaptureError> {
-        let output = Process::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
+        let mut command = Process::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]);
+        command
             .arg(&self.scratch_path)
-            .arg(self.disk.size_bytes.to_string())
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|source| CaptureError::Scratch {
-                path: self.scratch_path.clone(),
-                reason: format!("cannot run qemu-img (package qemu-utils): {source}"),
-            })?;
-        if !output.status.success() {
-            return Err(CaptureError::Scratch {
-                path: self.scratch_path.clone(),
-                reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            });
-        }
+            .arg(self.disk.size_bytes.to_string());
+        process::run(&mut command, "qemu-utils").map_err(|reason| CaptureError::Scratch {
+            path: self.scratch_path.clone(),
+            reason,
+        })?;
         give_to(&self.scratch_path, owner)
     }
 

@@ -33,5 +33,6 @@ pub use channels::has_tpm_emulator;
 pub use error::{LaunchError, StartError};
 pub use network::Tap;
 pub use plan::{LaunchPlan, plan};
+pub(crate) use process::tail;
 pub use process::{Launched, start};
 pub use request::{Incoming, LaunchRequest, Network, RestoredDisk};

@@ -164,7 +164,7 @@ fn wait_for_socket(plan: &LaunchPlan, launched: &mut Launched) -> Result<(), Sta
 }
 
 /// The last bytes of a log, as text.
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
         let len = file.metadata()?.len();

@@ -88,11 +88,11 @@ pub enum TwinError {
         reason: String,
     },
     /// It could not take its guest's place.
-    #[error("the twin cannot take its guest's place: {what}: {reason}")]
+    #[error("the twin cannot take its guest's place: disk {disk}: {reason}")]
     Promotion {
-        /// The command that failed.
-        what: String,
-        /// What it said.
+        /// The guest's disk.
+        disk: String,
+        /// Why it could not be put under its scratch image.
         reason: String,
     },
     /// Nothing showed that it came up.

@@ -38,7 +38,7 @@ use crate::qmp::{Qmp, QmpError};
 pub use error::TwinError;
 pub use life::{Life, LifeOptions, Sign};
 pub use overlay::{Backing, Overlay};
-pub use promote::{Join, can_outlive, joins};
+pub use promote::{Join, joins};
 pub use room::{check_memory, check_room};
 pub use shutdown::{ShutdownOptions, ShutdownReport};
 
@@ -51,8 +51,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a resumed twin may take until a processor of it has run.
 const EXECUTE_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
-/// What of the log an error shows, bytes.
-const TAIL_BYTES: usize = 2000;
 /// Added to the priority value of a twin's processes: the guest goes first.
 const NICENESS: u8 = 10;
 
@@ -67,12 +65,9 @@ pub struct TwinRequest {
     pub dir: PathBuf,
     /// Its name.
     pub name: String,
-    /// An accelerator in place of the guest's, such as `tcg`.
-    pub accel: Option<String>,
-    /// It may take its guest's place: see [`Twin::promote`].
+    /// It may take its guest's place, see [`Twin::promote`]; others end when the thread that starts
+    /// them does.
     pub standby: bool,
-    /// It ends when the process that starts it does.
-    pub dies_with_parent: bool,
 }
 
 /// A twin that can be made: nothing of it needs what only one machine can have.
@@ -116,14 +111,14 @@ impl TwinPlan {
                 name: Some(request.name.clone()),
                 console_log: request.dir.join(CONSOLE_LOG),
                 dir: request.dir.clone(),
-                accel_override: request.accel.clone(),
+                accel_override: None,
                 new_vmgenid: true,
                 tpm_socket: None,
             },
         )
         .map_err(TwinError::Launch)?;
         launch.args.push("-S".to_owned());
-        launch.dies_with_parent = request.dies_with_parent;
+        launch.dies_with_parent = !request.standby;
         launch.niceness = NICENESS;
         Ok(TwinPlan {
             name: request.name.clone(),
@@ -155,12 +150,6 @@ impl TwinPlan {
     #[must_use]
     pub fn taps(&self) -> &[Tap] {
         &self.launch.taps
-    }
-
-    /// What distinguishes it from its guest, and why.
-    #[must_use]
-    pub fn changes(&self) -> &[String] {
-        &self.launch.changes
     }
 
     /// Makes the overlays and starts QEMU, stopped. The socket takes the state.
@@ -212,12 +201,6 @@ impl Twin {
         }
     }
 
-    /// Its process.
-    #[must_use]
-    pub fn process(&self) -> ProcessId {
-        self.process
-    }
-
     /// Waits until its state is in; it stands still then.
     ///
     /// # Errors
@@ -240,7 +223,7 @@ impl Twin {
             if begun.elapsed() > limit {
                 return Err(TwinError::NotReady {
                     seconds: limit.as_secs(),
-                    tail: log_tail(&self.log),
+                    tail: launch::tail(&self.log),
                 });
             }
             thread::sleep(POLL);
@@ -379,7 +362,7 @@ fn kill(process: ProcessId) {
 fn ended(pid: u32, log: &Path) -> TwinError {
     TwinError::Ended {
         how: exit_status(pid).unwrap_or_default(),
-        tail: log_tail(log),
+        tail: launch::tail(log),
     }
 }
 
@@ -398,11 +381,4 @@ fn exit_status(pid: u32) -> Option<String> {
         thread::sleep(POLL);
     }
     None
-}
-
-/// The end of a log, as text.
-fn log_tail(log: &Path) -> String {
-    let bytes = fs::read(log).unwrap_or_default();
-    let tail = &bytes[bytes.len().saturating_sub(TAIL_BYTES)..];
-    String::from_utf8_lossy(tail).trim().to_owned()
 }

@@ -2,10 +2,11 @@
 //! the guest is written to.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::TwinError;
 use crate::machine::Disk;
+use crate::process;
 
 /// What lies under an overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,29 +46,16 @@ impl Overlay {
 
     /// Makes the image. Its backing is named, not opened.
     pub(super) fn create(&self) -> Result<(), TwinError> {
-        let failed = |reason: String| TwinError::Overlay {
-            path: self.path.clone(),
-            reason,
-        };
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-u", "-f", "qcow2"]);
         if let Backing::Nbd { socket, export } = &self.backing {
             command.args(["-F", "raw", "-b", &backing_json(socket, export)]);
         }
-        let output = command
-            .arg(&self.path)
-            .arg(self.size_bytes.to_string())
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| {
-                failed(format!("cannot run qemu-img (package qemu-utils): {error}"))
-            })?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(failed(
-                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            )),
-        }
+        command.arg(&self.path).arg(self.size_bytes.to_string());
+        process::run(&mut command, "qemu-utils").map_err(|reason| TwinError::Overlay {
+            path: self.path.clone(),
+            reason,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Twin, TwinError};
 use crate::capture::PointImage;
 use crate::launch::Tap;
-use crate::machine::AddressKind;
+use crate::process;
 
 /// How a tap of a standby is to be joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +74,6 @@ fn taps_of(pid: u32) -> Vec<String> {
     fds.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Whether the disk's image can lie under its scratch image when the guest is gone.
-#[must_use]
-pub fn can_outlive(kind: AddressKind) -> bool {
-    matches!(kind, AddressKind::File | AddressKind::BlockDevice)
-}
-
 impl Twin {
     /// Takes the guest's place. The guest's process is gone, and fenced where it could come back.
     /// Returns what the user should know: network devices that could not be joined do not keep the
@@ -131,12 +125,13 @@ impl Twin {
         let namespace = format!("--net=/proc/{}/ns/net", self.process.pid);
         let ours = std::process::id().to_string();
         let inside = ["ip", "link", "set", tap, "netns", &ours, "name", name];
-        run(Command::new("nsenter")
-            .arg(namespace)
-            .arg("--")
-            .args(inside))
-        .and_then(|()| run(Command::new("ip").args(["link", "set", name, "master", bridge, "up"])))
-        .map_err(|error| error.to_string())
+        let mut moved = Command::new("nsenter");
+        moved.arg(namespace).arg("--").args(inside);
+        let mut joined = Command::new("ip");
+        joined.args(["link", "set", name, "master", bridge, "up"]);
+        process::run(&mut moved, "util-linux")
+            .and_then(|()| process::run(&mut joined, "iproute2"))
+            .map_err(|reason| format!("the network device on {tap} is not on {bridge}: {reason}"))
     }
 }
 
@@ -152,27 +147,9 @@ fn rebase(image: &PointImage) -> Result<(), TwinError> {
         &image.disk.format,
         "-b",
     ]);
-    run(command.arg(&image.disk.address).arg(&image.scratch))
-}
-
-fn run(command: &mut Command) -> Result<(), TwinError> {
-    let output = command.stdin(Stdio::null()).output();
-    let failed = |reason: String| TwinError::Promotion {
-        what: command_text(command),
+    command.arg(&image.disk.address).arg(&image.scratch);
+    process::run(&mut command, "qemu-utils").map_err(|reason| TwinError::Promotion {
+        disk: image.disk.id.clone(),
         reason,
-    };
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(failed(said))
-        }
-        Err(error) => Err(failed(error.to_string())),
-    }
-}
-
-fn command_text(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    words.join(" ")
+    })
 }

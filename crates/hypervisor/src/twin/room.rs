@@ -1,8 +1,7 @@
 //! Whether the host has memory for a twin.
 
-use std::fs;
-
 use super::TwinError;
+use crate::process::kib_field_bytes;
 
 /// What a twin's QEMU takes beside the guest's memory, bytes.
 const OVERHEAD_BYTES: u64 = 64 << 20;
@@ -15,7 +14,7 @@ const OVERHEAD_BYTES: u64 = 64 << 20;
 /// # Errors
 /// [`TwinError::NoRoom`]. A host that does not say is trusted.
 pub fn check_room(pid: u32, spool_bytes: u64) -> Result<(), TwinError> {
-    match kib_in(&format!("/proc/{pid}/status"), "VmRSS:") {
+    match kib_field_bytes(&format!("/proc/{pid}/status"), "VmRSS:") {
         Some(resident) => check_memory(resident.saturating_add(spool_bytes.min(resident))),
         None => Ok(()),
     }
@@ -26,7 +25,7 @@ pub fn check_room(pid: u32, spool_bytes: u64) -> Result<(), TwinError> {
 /// # Errors
 /// [`TwinError::NoRoom`]. A host that does not say is trusted.
 pub fn check_memory(bytes: u64) -> Result<(), TwinError> {
-    let Some(available) = kib_in("/proc/meminfo", "MemAvailable:") else {
+    let Some(available) = kib_field_bytes("/proc/meminfo", "MemAvailable:") else {
         return Ok(());
     };
     let needed = bytes.saturating_add(OVERHEAD_BYTES);
@@ -37,14 +36,6 @@ pub fn check_memory(bytes: u64) -> Result<(), TwinError> {
             available_mib: available >> 20,
         }),
     }
-}
-
-/// A field such as `VmRSS:   1234 kB`, in bytes.
-fn kib_in(path: &str, field: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
-    let rest = text.lines().find_map(|line| line.strip_prefix(field))?;
-    let kib: u64 = rest.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 #[cfg(test)]

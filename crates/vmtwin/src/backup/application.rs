@@ -22,12 +22,11 @@ use vmtwin_hypervisor::undo::Undo;
 use vmtwin_repository::Backup;
 
 use super::report::TwinReport;
-use super::{Cx, Drained, Work, job_tag};
+use super::{Cx, Drained, Work, job_tag, store};
 use crate::cli::{Consistency, Fallback, TwinArgs};
 use crate::content::ContentDisk;
 use crate::failpoint;
 use crate::journal::JobJournal;
-use crate::restore::NbdServer;
 use crate::twin_row::TwinRow;
 
 /// How long a twin may take from the last byte of its state until it is ready.
@@ -46,9 +45,7 @@ impl Work<'_> {
         let request = TwinRequest {
             dir,
             name: format!("{}-twin-{tag}", self.vm.name),
-            accel: None,
             standby: false,
-            dies_with_parent: true,
         };
         Ok(TwinPlan::new(machine, &request, |id| Backing::Nbd {
             socket: socket.clone(),
@@ -99,16 +96,11 @@ impl Work<'_> {
             argument: plan.qmp_socket().to_owned(),
         };
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
-        let token = journal
-            .register("twin", &undo)
-            .map_err(anyhow::Error::from_boxed)?;
         let begun = Instant::now();
-        let outcome = journal
-            .step("twin")
-            .map_err(anyhow::Error::from_boxed)
-            .and_then(|()| self.lived(capture, machine, plan, limit));
-        undo.apply()?;
-        journal.undone(token).map_err(anyhow::Error::from_boxed)?;
+        let outcome = journal.within(&[("twin", undo)], |journal| {
+            journal.step("twin").map_err(anyhow::Error::from_boxed)?;
+            self.lived(capture, machine, plan, limit)
+        });
         self.report.seconds.twin = begun.elapsed().as_secs_f64();
         outcome
     }
@@ -146,14 +138,9 @@ impl Work<'_> {
         let begun = Instant::now();
         let mut disks = Vec::new();
         for overlay in plan.overlays() {
-            let id = &overlay.disk_id;
-            failpoint::pass(&format!("read finished {id}"))?;
-            let disk = machine.disks.iter().find(|disk| disk.id == *id);
-            let disk = disk.with_context(|| format!("no disk {id}"))?;
-            let (server, client) = NbdServer::start_reading(&overlay.path, "qcow2")
-                .with_context(|| format!("cannot read the finished disk {id}"))?;
-            disks.push(self.store_image(disk, client, backup)?);
-            drop(server);
+            let (id, image) = (&overlay.disk_id, (overlay.path.as_path(), "qcow2"));
+            let stored = store::finished(self.cx, backup, machine, id, image, self.report);
+            disks.push(stored?);
         }
         self.report.seconds.disks = begun.elapsed().as_secs_f64();
         Ok(disks)

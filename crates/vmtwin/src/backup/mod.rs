@@ -255,7 +255,7 @@ impl Work<'_> {
         let files = machine.files.iter();
         store::files(
             &backup,
-            files.map(|f| (Path::new(&f.path), f.stored_as.as_str())),
+            files.map(|f| (PathBuf::from(&f.path), f.stored_as.as_str())),
         )?;
         failpoint::pass("snapshot")?;
         let snapshot = backup.finish(store::meta(&content, captured.time))?;

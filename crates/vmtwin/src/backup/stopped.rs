@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
-use vmtwin_hypervisor::machine::{AddressKind, Disk, Machine};
+use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::qmp::QmpError;
 use vmtwin_repository::Backup;
 
@@ -24,7 +24,11 @@ impl Work<'_> {
         };
         let machine: Machine = serde_json::from_value(machine)
             .context("the catalog's record of the guest is not valid; run: vmtwin vm show")?;
-        if let Some(disk) = machine.disks.iter().find(|d| d.included && !is_local(d)) {
+        if let Some(disk) = machine
+            .disks
+            .iter()
+            .find(|d| d.included && !d.kind.is_local())
+        {
             bail!(
                 "the guest is not running, and disk {} is not a file of this host",
                 disk.id
@@ -65,8 +69,4 @@ impl Work<'_> {
         drop(server);
         stored
     }
-}
-
-fn is_local(disk: &Disk) -> bool {
-    matches!(disk.kind, AddressKind::File | AddressKind::BlockDevice)
 }

@@ -1,7 +1,7 @@
 //! What every snapshot of a guest is made of: images of disks, the machine, the list, and the row
 //! in the catalog.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use time::OffsetDateTime;
@@ -14,6 +14,7 @@ use super::{BackupReport, Cx};
 use crate::content::{self, Content, ContentDisk};
 use crate::db::Db;
 use crate::failpoint;
+use crate::restore::NbdServer;
 use crate::source::NbdSource;
 use crate::ui::BarProgress;
 
@@ -53,6 +54,25 @@ pub(crate) fn image(
     })
 }
 
+/// Stores an image that a twin left as disk `id` of `machine`.
+pub(crate) fn finished(
+    cx: &Cx<'_>,
+    backup: &Backup,
+    machine: &Machine,
+    id: &str,
+    (path, format): (&Path, &str),
+    report: &mut BackupReport,
+) -> Result<ContentDisk> {
+    failpoint::pass(&format!("read finished {id}"))?;
+    let disk = machine.disks.iter().find(|disk| disk.id == id);
+    let disk = disk.with_context(|| format!("no disk {id}"))?;
+    let (server, client) = NbdServer::start_reading(path, format)
+        .with_context(|| format!("cannot read the finished disk {id}"))?;
+    let stored = image(cx, backup, disk, client, report);
+    drop(server);
+    stored
+}
+
 /// Stores the machine and the list.
 pub(crate) fn manifest(backup: &Backup, machine: &Machine, content: &Content) -> Result<()> {
     backup.add_bytes(content::MACHINE_JSON, &serde_json::to_vec_pretty(machine)?)?;
@@ -63,11 +83,11 @@ pub(crate) fn manifest(backup: &Backup, machine: &Machine, content: &Content) ->
 /// Stores files beside the disks: where each is, and as what it is stored.
 pub(crate) fn files<'a>(
     backup: &Backup,
-    files: impl Iterator<Item = (&'a Path, &'a str)>,
+    files: impl Iterator<Item = (PathBuf, &'a str)>,
 ) -> Result<()> {
     for (path, stored_as) in files {
-        let mut reader =
-            std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut reader = std::fs::File::open(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         backup.add_reader(stored_as, &mut reader)?;
     }
     Ok(())

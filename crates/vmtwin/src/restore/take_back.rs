@@ -14,11 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use vmtwin_hypervisor::process::{ProcessId, arguments};
+use vmtwin_hypervisor::process::{ProcessId, with_argument_that};
 
 use super::launch_files::LaunchFiles;
 
@@ -112,43 +109,14 @@ fn is_there(path: &Path) -> bool {
 fn end_processes(argument: &str) -> io::Result<()> {
     let since = ProcessId::of(std::process::id()).map_or(0, |own| own.start_ticks);
     let mut outcome = Ok(());
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        if ProcessId::of(pid).is_some_and(|process| process.start_ticks >= since)
-            && let Err(error) = end_process(pid, argument)
+    for process in with_argument_that(|one| one == argument) {
+        if process.start_ticks >= since
+            && let Err(error) = process.kill(END_TIMEOUT)
         {
             outcome = Err(error);
         }
     }
     outcome
-}
-
-fn end_process(pid: u32, argument: &str) -> io::Result<()> {
-    let is_it = || arguments(pid).is_ok_and(|all| all.iter().any(|one| one == argument));
-    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let (true, Some(number)) = (is_it(), number) else {
-        return Ok(());
-    };
-    let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else {
-        return Ok(());
-    };
-    // Looked at again now that the pid cannot pass to another process unseen.
-    if !is_it() {
-        return Ok(());
-    }
-    match pidfd_send_signal(&process, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let timeout = Timespec::try_from(END_TIMEOUT).map_err(io::Error::other)?;
-    let mut ended = [PollFd::new(&process, PollFlags::IN)];
-    match poll(&mut ended, Some(&timeout))? {
-        0 => Err(io::ErrorKind::TimedOut.into()),
-        _ => Ok(()),
-    }
 }
 
 /// A path in JSON: its bytes, since it need not be text.

@@ -15,9 +15,7 @@ use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::Machine;
 use vmtwin_hypervisor::process::without_our_settings;
 use vmtwin_hypervisor::qmp::Qmp;
-use vmtwin_hypervisor::twin::{
-    Backing, Join, Twin, TwinPlan, TwinRequest, can_outlive, check_room, joins,
-};
+use vmtwin_hypervisor::twin::{Backing, Join, Twin, TwinPlan, TwinRequest, check_room, joins};
 use vmtwin_hypervisor::undo::Undo;
 
 use super::Status;
@@ -90,16 +88,14 @@ fn plan(machine: &Machine, name: &str, dir: &Path) -> Result<TwinPlan> {
         );
     }
     let disks = machine.disks.iter().filter(|disk| disk.included);
-    if let Some(disk) = disks.clone().find(|disk| !can_outlive(disk.kind)) {
+    if let Some(disk) = disks.clone().find(|disk| !disk.kind.is_local()) {
         bail!("disk {} is not a file or device of this host", disk.id);
     }
     check_room(machine.pid, 0)?;
     let request = TwinRequest {
         dir: dir.to_owned(),
         name: name.to_owned(),
-        accel: None,
         standby: true,
-        dies_with_parent: false,
     };
     Ok(TwinPlan::new(machine, &request, |_| Backing::Blank)?)
 }
