@@ -80,6 +80,9 @@ pub struct Vm {
     pub memory_bytes: Option<u64>,
     /// What the last inspection reported; its shape is not the catalog's business.
     pub machine: Option<Value>,
+    /// What the user set for it; its shape is not the catalog's business.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Value>,
     /// Its virtual disks, as of the last inspection.
     pub disks: Vec<Disk>,
     /// When it was added.
@@ -246,6 +249,19 @@ impl Catalog {
         self.commit(write).await
     }
 
+    /// Records what the user set for a VM, in place of what was set before.
+    pub async fn set_settings(&self, id: &VmId, settings: Option<&Value>) -> Result<()> {
+        let mut write = self.write().await?;
+        lock(&mut write, id).await?;
+        sqlx::query("UPDATE vm SET settings = $2 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(settings.map(Value::to_string))
+            .execute(&mut *write)
+            .await
+            .map_err(database("record a VM's settings"))?;
+        self.commit(write).await
+    }
+
     /// Records that a VM is reached in another way from now on.
     pub async fn set_connection(&self, id: &VmId, connection: &Connection) -> Result<()> {
         let mut write = self.write().await?;
@@ -305,6 +321,7 @@ fn from_row(row: &SqliteRow) -> Result<Vm> {
         resume_flag: fields.flag("resume_flag")?,
         memory_bytes: fields.optional_count("memory_bytes")?,
         machine: fields.optional_json("machine")?,
+        settings: fields.optional_json("settings")?,
         disks: Vec::new(),
         added_at: fields.time("added_at")?,
         seen_at: fields.optional_time("seen_at")?,

@@ -248,6 +248,8 @@ fn request(dir: &Path, disks: Vec<RestoredDisk>) -> LaunchRequest {
         network: Network::None,
         name: Some("new".to_owned()),
         console_log: dir.join("console.log"),
+        console_socket: None,
+        agent_socket: None,
         dir: dir.to_owned(),
         accel_override: None,
         new_vmgenid: true,
@@ -272,6 +274,9 @@ fn save(dir: &Path, options: &str, namespace: bool) -> Machine {
     machine
 }
 
+/// What the machine's generation is before it is copied.
+const OLD_GENERATION: &str = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
+
 /// Saves a machine and starts it again; both a live state and a boot must run.
 fn round_trip(options: &str, namespace: bool) {
     let dir = tempfile::tempdir().unwrap();
@@ -294,6 +299,13 @@ fn round_trip(options: &str, namespace: bool) {
         let mut new = New(new);
         let mut qmp = Qmp::connect(&plan.qmp_socket);
         qmp.wait_for("query-status", "running");
+        if options.contains("vmgenid") {
+            let id = qmp.run("query-vm-generation-id", json!({}));
+            assert_ne!(
+                id["guid"], OLD_GENERATION,
+                "it does not know that it is a copy"
+            );
+        }
         let blocks = qmp.run("query-block", json!({})).to_string();
         for disk in &machine.disks {
             assert!(!blocks.contains(&format!("\"{}\"", disk.address)) || disk.read_only);
@@ -395,7 +407,8 @@ fn channels_of_every_kind() {
     round_trip(
         "-nodefaults -display none -vga std -chardev socket,id=ga,path=@/ga,server=on,wait=off \
          -device virtio-serial-pci -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0 \
-         -chardev null,id=c0 -device isa-serial,chardev=c0 -device vmgenid \
+         -chardev null,id=c0 -device isa-serial,chardev=c0 \
+         -device vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87 \
          -chardev socket,id=mon,path=@/mon,server=on,wait=off -mon chardev=mon \
          -fsdev local,id=f,path=@,security_model=none -device virtio-9p-pci,fsdev=f,mount_tag=t \
          -audiodev none,id=snd -device AC97,audiodev=snd -vnc unix:@/vnc",

@@ -199,7 +199,7 @@ static void open_disks(void) {
         char path[] = "/dev/vda";
         uint64_t size_bytes;
         path[7] += i;
-        disks[i] = open(path, O_RDWR | O_DIRECT | O_DSYNC);
+        disks[i] = open(path, O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
         if (disks[i] < 0) break;
         if (ioctl(disks[i], BLKGETSIZE64, &size_bytes) < 0) fail("size", i);
         slots[i] = size_bytes / BLOCK - 1;
@@ -269,7 +269,7 @@ static uint64_t bad_pages(void) {
 
 static void open_console(void) {
     struct termios settings;
-    console = open("/dev/ttyS0", O_RDWR | O_NOCTTY);
+    console = open("/dev/ttyS0", O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (console < 0) _exit(2);
     tcgetattr(console, &settings);
     cfmakeraw(&settings);
@@ -311,6 +311,7 @@ static void *listen_for_commands(void *unused) {
             report_wanted = 1;
             pthread_kill(first_thread, SIGUSR1);
         } else if (!strcmp(line, "reset-gap")) longest_gap_us = 0;
+        else if (!strcmp(line, "power off")) system("/etc/acpi/PWRF/00000080 typed &");
         else if (line[0]) say("unknown command '%s'", line);
     }
     return NULL;
@@ -319,7 +320,7 @@ static void *listen_for_commands(void *unused) {
 /* 100 Hz: the host times these lines to see how long the guest stood still. */
 static void *beat(void *unused) {
     (void)unused;
-    int port = open("/dev/ttyS1", O_WRONLY | O_NOCTTY);
+    int port = open("/dev/ttyS1", O_WRONLY | O_NOCTTY | O_CLOEXEC);
     uint64_t last = now_us(), next = last;
     for (uint64_t sequence = 1; port >= 0; sequence++) {
         char line[32];
@@ -438,7 +439,7 @@ static void set_clean_file(int clean) {
         unlink("/data/clean");
         return;
     }
-    FILE *file = fopen("/data/clean", "w");
+    FILE *file = fopen("/data/clean", "we");
     if (!file || fprintf(file, "%lu\n", memory_n) < 0 || fsync(fileno(file)) || fclose(file))
         fail("clean", 0);
 }
@@ -447,7 +448,7 @@ static void run_ledger(void) {
     uint64_t first = last_in_ledger() + 1;
     memory_n = first - 1;
     set_clean_file(0);
-    ledger = fopen("/data/ledger", "a");
+    ledger = fopen("/data/ledger", "ae");
     if (!ledger) fail("open ledger", 0);
     say("ready mode=%s disks=1 first=%lu", mode, first);
     run_numbers(first, ledger_step);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::twin_args::TwinArgs;
+
 /// Live backup of QEMU/KVM guests: milliseconds of pause, nothing installed in the guest.
 #[derive(Debug, Parser)]
 #[command(name = "vmtwin", version, max_term_width = 100, after_help = TOP_EXAMPLES)]
@@ -111,6 +113,21 @@ pub(crate) enum VmCommand {
     Show {
         /// Name in the table
         name: String,
+    },
+    /// Set how a guest's twin is shut down, where the power button alone does not do it
+    #[command(
+        after_help = "Examples:\n  vmtwin vm set win01 --twin-keys ret --twin-wait-s 5\n  vmtwin vm \
+        set appliance --twin-console 'system shutdown confirm'\n  vmtwin vm set win01 --clear\n\n\
+        Options of a backup or of settle come before what is set here."
+    )]
+    Set {
+        /// Name in the table
+        name: String,
+        /// Forget what was set before
+        #[arg(long)]
+        clear: bool,
+        #[command(flatten)]
+        twin: TwinArgs,
     },
     /// Take a guest out of the table; its snapshots stay
     Remove {
@@ -262,17 +279,6 @@ pub(crate) struct TwinStartArgs {
     pub(crate) foreground: bool,
     #[command(flatten)]
     pub(crate) capture: CaptureArgs,
-}
-
-/// How a twin is ended.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct TwinArgs {
-    /// How long a twin runs before its power button is pressed, seconds
-    #[arg(long, value_name = "S", default_value = "0")]
-    pub(crate) twin_wait_s: u64,
-    /// Longest shutdown of a twin; after it the twin is killed, seconds
-    #[arg(long, value_name = "S", default_value = "300")]
-    pub(crate) twin_deadline_s: u64,
 }
 
 #[derive(Debug, Args)]

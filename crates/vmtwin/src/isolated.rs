@@ -18,6 +18,7 @@ use crate::command::restore::Bars;
 use crate::command::snapshot::Detail;
 use crate::journal::JobJournal;
 use crate::restore::{ImageFormat, RestoreReport, RestoreRequest, restore};
+use crate::twin_slot::TwinSlot;
 
 /// How long it may take until it is ready; its state is in when the restore has ended.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,6 +41,7 @@ impl Isolated<'_> {
     /// # Errors
     /// Those of `act`, and of what comes before and after.
     pub(crate) fn with<T>(&self, act: impl FnOnce(Twin, &RestoreReport) -> Result<T>) -> Result<T> {
+        let _slot = TwinSlot::take(self.cx)?;
         check_memory(self.stored.machine.memory_bytes)?;
         let dir = self.dir()?;
         let undos = [

@@ -19,7 +19,9 @@ mod restore;
 mod settle;
 mod source;
 mod standby;
+mod twin_args;
 mod twin_row;
+mod twin_slot;
 mod ui;
 mod verify;
 

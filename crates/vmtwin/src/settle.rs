@@ -21,6 +21,7 @@ use crate::content::Content;
 use crate::failpoint;
 use crate::isolated::Isolated;
 use crate::restore::RestoreReport;
+use crate::twin_args::TwinArgs;
 
 /// Settles the snapshot that `args` names.
 pub(crate) fn run(cx: &Cx<'_>, args: &SettleArgs) -> Result<BackupReport> {
@@ -89,14 +90,25 @@ impl Settle<'_> {
             scratch: self.args.scratch.as_deref(),
             accel: self.args.accel.clone(),
         };
+        let ending = self.ending()?;
         let begun = Instant::now();
         let content = isolated.with(|twin, restored| {
             let load_s = begun.elapsed().as_secs_f64();
-            self.report.twin = Some(end_twin(self.cx, twin, &self.args.twin, load_s)?);
+            self.report.twin = Some(end_twin(self.cx, twin, &ending, load_s)?);
             self.report.seconds.twin = begun.elapsed().as_secs_f64();
             self.store(restored, &backup)
         })?;
         self.finish(backup, &content)
+    }
+
+    /// As asked, else as set for the guest, where the catalog of this host knows it.
+    fn ending(&self) -> Result<TwinArgs> {
+        let name = &self.stored.content.vm;
+        match self.cx.db.run(async |c| c.vm_by_name(name).await) {
+            Ok(vm) => self.args.twin.over(&vm),
+            Err(vmtwin_catalog::Error::NoVm { .. }) => Ok(self.args.twin.clone()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Stores what the twin left.

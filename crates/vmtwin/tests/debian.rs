@@ -100,6 +100,35 @@ fn a_debian_that_does_not_power_off_is_no_backup() {
     }
 }
 
+/// A system that is deaf to its button is asked by its guest agent, where it happens to have one.
+#[test]
+#[ignore = "boots a Debian, and waits until its agent is asked: minutes without KVM"]
+fn a_guest_agent_shuts_down_what_ignores_its_button() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("qga");
+    let guest = debian::guest()
+        .kernel_args([debian::IGNORE_BUTTON])
+        .extra_args([
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            &format!("socket,id=qga,path={},server=on,wait=off", text(&socket)),
+            "-device",
+            "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+        ])
+        .start();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let before = acks(&guest);
+    let report = vmtwin.backup_as("application", &DEADLINE);
+    assert_eq!(report["twin"]["agent"], true, "{report}");
+    let finished = judged(&vmtwin, &report, "finished");
+    finished.assert_orderly();
+    finished.assert_holds(before);
+    assert!(acks(&guest).postgres > before.postgres, "the guest ended");
+    assert_clean(&guest);
+    vmtwin.assert_nothing_left();
+}
+
 /// What is acknowledged so far.
 fn acks(guest: &Guest) -> Acks {
     last_ack(guest.log())

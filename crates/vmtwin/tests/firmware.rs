@@ -28,6 +28,8 @@ fn variables_and_tpm_come_back() {
     let report = vmtwin.backup(&[]);
     assert_eq!(report["consistency"], "state");
     assert_clean(&guest);
+    let id = report["snapshot"].as_str().unwrap();
+    by_twin(&guest, &vmtwin);
     let last = guest.last_tick().n;
     guest.kill();
     wait_until("the emulator ended", || {
@@ -35,10 +37,13 @@ fn variables_and_tpm_come_back() {
         !programs.any(|line| line.starts_with("swtpm"))
     });
 
-    without_emulator(&vmtwin);
-    cut_off(&vmtwin);
+    let settled = vmtwin.json(&["settle", id]);
+    assert_eq!(settled["consistency"], "application");
+    vmtwin.assert_nothing_left();
+    without_emulator(&vmtwin, id);
+    cut_off(&vmtwin, id);
     let dir = vmtwin.path("run");
-    let report = vmtwin.json(&["restore", "latest", "--run", "--to", text(&dir)]);
+    let report = vmtwin.json(&["restore", id, "--run", "--to", text(&dir)]);
     assert_eq!(report["warnings"], json!([]), "{report}");
     let restored = Restored::of_report(&report);
     assert!(restored.log.wait_for_tick_after(0, PATIENCE).n > 0);
@@ -52,21 +57,43 @@ fn variables_and_tpm_come_back() {
     });
 }
 
+/// Firmware and TPM of a twin are its own; the guest's emulator goes on.
+fn by_twin(guest: &Guest, vmtwin: &Vmtwin) {
+    for failpoint in ["twin state=kill", "twin resume=kill"] {
+        let mut command = vmtwin.command(&["backup", common::VM]);
+        let output = command.env("VMTWIN_FAILPOINT", failpoint).output().unwrap();
+        assert_eq!(code(&output), -1, "{failpoint}: {}", told(&output));
+        vmtwin.ok(&["recover"]);
+        assert!(programs_in(&vmtwin.home()).is_empty(), "{failpoint}");
+    }
+    let report = vmtwin.backup_as("application", &[]);
+    assert_eq!(report["consistency"], "application");
+    assert_clean(guest);
+    vmtwin.assert_nothing_left();
+    assert!(programs_in(&vmtwin.home()).is_empty());
+    let of_guest = programs_in(guest.folder());
+    let mut tpms = of_guest.iter().filter(|line| line.starts_with("swtpm"));
+    assert!(
+        tpms.next().is_some() && tpms.next().is_none(),
+        "{of_guest:#?}"
+    );
+}
+
 /// It is said before anything is written, and what to install.
-fn without_emulator(vmtwin: &Vmtwin) {
+fn without_emulator(vmtwin: &Vmtwin, id: &str) {
     let (dir, bin) = (vmtwin.path("none"), vmtwin.path("bin"));
     std::fs::create_dir(&bin).unwrap();
-    let mut command = vmtwin.command(&["restore", "latest", "--run", "--to", text(&dir)]);
+    let mut command = vmtwin.command(&["restore", id, "--run", "--to", text(&dir)]);
     let output = command.env("PATH", &bin).output().unwrap();
     assert_failure(&output, &["swtpm could not be run", "package swtpm"]);
     assert!(!dir.exists());
 }
 
 /// The emulator goes with a restore that is killed or fails, with and without QEMU, and its files do.
-fn cut_off(vmtwin: &Vmtwin) {
+fn cut_off(vmtwin: &Vmtwin, id: &str) {
     let dir = vmtwin.path("cut");
     for failpoint in ["qemu=kill", "resume=kill", "qemu=fail", "resume=fail"] {
-        let mut command = vmtwin.command(&["restore", "latest", "--run", "--to", text(&dir)]);
+        let mut command = vmtwin.command(&["restore", id, "--run", "--to", text(&dir)]);
         let output = command.env("VMTWIN_FAILPOINT", failpoint).output().unwrap();
         assert_ne!(code(&output), 0, "{failpoint}: {}", told(&output));
         wait_until(failpoint, || !dir.exists() && programs_in(&dir).is_empty());

@@ -85,6 +85,53 @@ fn a_twin_that_does_not_power_off_is_no_backup() {
     }
 }
 
+/// A guest whose power button does nothing is shut down by what the user set for it.
+#[test]
+fn a_command_on_the_console_ends_a_twin() {
+    let guest = ledger_guest(&["vmtwin.button=ignore"]);
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let set = [
+        "vm",
+        "set",
+        VM,
+        "--twin-console",
+        "power off",
+        "--twin-deadline-s",
+        "60",
+    ];
+    let shown = vmtwin.json(&set);
+    assert_eq!(shown["settings"]["twin_console"], "power off");
+    let before = last_acknowledged(&guest);
+    let report = vmtwin.backup_as("application", &[]);
+    let disk = restored(&vmtwin, &report, "finished");
+    assert!(disk.clean && disk.ended, "not closed: {disk:?}");
+    disk.assert_holds(before);
+    check_guest(&guest, &vmtwin);
+    let state = vmtwin.backup(&[]);
+    let settled = vmtwin.json(&["settle", state["snapshot"].as_str().unwrap()]);
+    assert_eq!(settled["consistency"], "application");
+
+    // What a command says comes first; what is forgotten is not done.
+    let other = [
+        "backup",
+        VM,
+        "--twin-console",
+        "hello",
+        "--twin-deadline-s",
+        "3",
+    ];
+    vmtwin.fails(&other, &["had not powered off"]);
+    let keys = ["backup", VM, "--twin-keys", "no_such_key"];
+    vmtwin.fails(&keys, &["no_such_key"]);
+    let shown = vmtwin.json(&["vm", "set", VM, "--clear"]);
+    assert_eq!(shown["settings"], Value::Null);
+    vmtwin.fails(
+        &["backup", VM, "--twin-deadline-s", "3"],
+        &["had not powered off"],
+    );
+    check_guest(&guest, &vmtwin);
+}
+
 #[test]
 fn a_backup_by_twin_may_end_at_any_step() {
     let guest = ledger_guest(&[]);

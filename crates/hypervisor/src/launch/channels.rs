@@ -48,6 +48,9 @@ const HARMLESS: &[&str] = &[
 /// Devices that a console is behind.
 const CONSOLES: &[&str] = &["isa-serial", "pci-serial", "usb-serial", "virtconsole"];
 
+/// What the guest agent's port is called, by convention of the agent.
+const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
 /// Takes the channels away.
 pub(super) fn rewrite(work: &mut Work<'_>) -> Result<(), LaunchError> {
     for name in CONTROL {
@@ -116,6 +119,16 @@ fn chardev(work: &mut Work<'_>, at: usize, mut options: Options) -> Result<(), L
     if HARMLESS.contains(&backend.as_str()) || is_console(work, &id) || is_tpm(work, &id) {
         return Ok(());
     }
+    if let Some(socket) = work.request.agent_socket.as_deref()
+        && is_agent(work, &id)
+    {
+        let shown = work.line.args[at].shown();
+        options.keep_only("", |key| matches!(key, "backend" | "id"));
+        make_listener(&mut options, utf8(socket)?);
+        work.line.args[at].value = Some(options.to_string());
+        work.change(format!("{shown} listens on {}", socket.display()));
+        return Ok(());
+    }
     if work.request.network == Network::Original && can_stay(work, &options, &backend) {
         return Ok(());
     }
@@ -127,6 +140,14 @@ fn chardev(work: &mut Work<'_>, at: usize, mut options: Options) -> Result<(), L
         "{shown} leads nowhere: the old one may serve the old guest"
     ));
     Ok(())
+}
+
+/// Makes a character device a socket that QEMU listens on, and waits for nobody.
+pub(super) fn make_listener(options: &mut Options, socket: &str) {
+    options.set("backend", "socket");
+    options.set("path", socket);
+    options.set_flag("server", true);
+    options.set_flag("wait", false);
 }
 
 /// A socket that QEMU makes itself, in a folder that is there.
@@ -151,6 +172,15 @@ pub(super) fn is_console(work: &Work<'_>, id: &str) -> bool {
                     .is_some_and(|driver| CONSOLES.contains(&driver.as_str()))
         }
         _ => false,
+    })
+}
+
+/// Whether the guest agent is behind this character device.
+fn is_agent(work: &Work<'_>, id: &str) -> bool {
+    work.line.all("device").into_iter().any(|(_, device)| {
+        device.get("chardev").as_deref() == Some(id)
+            && device.get("driver").as_deref() == Some("virtserialport")
+            && device.get("name").as_deref() == Some(AGENT_PORT)
     })
 }
 

@@ -28,6 +28,7 @@ mod request;
 mod serial;
 #[cfg(test)]
 mod tests;
+mod tpm;
 
 pub use channels::has_tpm_emulator;
 pub use error::{LaunchError, StartError};
@@ -36,3 +37,4 @@ pub use plan::{LaunchPlan, plan};
 pub(crate) use process::tail;
 pub use process::{Launched, start};
 pub use request::{Incoming, LaunchRequest, Network, RestoredDisk};
+pub use tpm::{RunningTpm, TpmEmulator, TpmError};

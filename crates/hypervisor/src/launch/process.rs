@@ -1,9 +1,8 @@
-//! Runs a plan: QEMU in a process group of its own, with its output in a log.
+//! Runs a plan: QEMU in a session of its own, with its output in a log.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -83,7 +82,10 @@ pub fn start(
         log: log.to_owned(),
     };
     match wait_for_socket(plan, &mut launched) {
-        Ok(()) => Ok(launched),
+        Ok(()) => {
+            lower_session(launched.pid(), plan.niceness);
+            Ok(launched)
+        }
         Err(error) => {
             let _ = launched.kill();
             Err(error)
@@ -109,7 +111,6 @@ fn command(
     without_our_settings(&mut command)
         .args(words.get(1..).unwrap_or_default())
         .current_dir(&plan.dir)
-        .process_group(0)
         .stdin(incoming.map_or_else(Stdio::null, Stdio::from))
         .stdout(out)
         .stderr(err);
@@ -123,9 +124,10 @@ fn words(plan: &LaunchPlan) -> Vec<String> {
 }
 
 /// Programs that set the process up and replace themselves by the next, so that the process id is
-/// QEMU's. The network namespace first: making it may clear what the others set.
+/// QEMU's. The network namespace before others: making it may clear what they set.
 fn wrapper(plan: &LaunchPlan) -> Vec<String> {
-    let mut words: Vec<&str> = Vec::new();
+    // Keys that end us are not for it, and a session has a share of the processors of its own.
+    let mut words: Vec<&str> = vec!["setsid", "--"];
     if plan.own_network {
         words.extend(match rustix::process::geteuid().is_root() {
             true => ["unshare", "--net", "--"].as_slice(),
@@ -140,6 +142,14 @@ fn wrapper(plan: &LaunchPlan) -> Vec<String> {
         words.extend(["nice".into(), "-n".into(), plan.niceness.to_string()]);
     }
     words
+}
+
+/// Where the kernel shares processors between sessions (autogroups), niceness counts within one
+/// only, and the session's own has to be set. It does not everywhere, so nothing depends on it.
+fn lower_session(pid: u32, niceness: u8) {
+    if niceness > 0 {
+        let _ = std::fs::write(format!("/proc/{pid}/autogroup"), niceness.to_string());
+    }
 }
 
 fn wait_for_socket(plan: &LaunchPlan, launched: &mut Launched) -> Result<(), StartError> {

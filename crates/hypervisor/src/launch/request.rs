@@ -17,6 +17,10 @@ pub struct LaunchRequest {
     pub name: Option<String>,
     /// File that the first serial console writes to. Further consoles append `.2`, `.3`…
     pub console_log: PathBuf,
+    /// Socket on which the first serial console can be written to.
+    pub console_socket: Option<PathBuf>,
+    /// Socket that leads to the guest agent, where the machine has a channel for one.
+    pub agent_socket: Option<PathBuf>,
     /// Folder to start in.
     pub dir: PathBuf,
     /// An accelerator in place of the old one, such as `tcg`.

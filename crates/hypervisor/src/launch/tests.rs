@@ -66,6 +66,8 @@ fn request(machine: &Machine) -> LaunchRequest {
         network: Network::None,
         name: None,
         console_log: PathBuf::from("/new/console"),
+        console_socket: None,
+        agent_socket: None,
         dir: PathBuf::from("/new"),
         accel_override: None,
         new_vmgenid: false,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::launch::{LaunchError, StartError};
+use crate::launch::{LaunchError, StartError, TpmError};
 use crate::qmp::QmpError;
 
 /// Why a twin could not be made, or did not end by its own shutdown. Its guest is not concerned.
@@ -32,6 +32,9 @@ pub enum TwinError {
         /// Why not.
         reason: String,
     },
+    /// Its TPM could not be started.
+    #[error("the twin's TPM did not start")]
+    Tpm(#[from] TpmError),
     /// QEMU did not start.
     #[error("the twin did not start")]
     Start(#[from] StartError),
@@ -63,11 +66,18 @@ pub enum TwinError {
     /// It did not power off.
     #[error(
         "the twin had not powered off {seconds} s after its power button was pressed: its \
-         operating system ignores the button, or needs longer (--twin-deadline-s)"
+         operating system ignores the button, or needs longer (--twin-deadline-s); keys or a \
+         command on its console may help (--twin-keys, --twin-console)"
     )]
     NotInTime {
         /// The deadline.
         seconds: u64,
+    },
+    /// A command could not be typed on its console.
+    #[error("the twin has no console that a command can be typed on (--twin-console): {reason}")]
+    NoConsole {
+        /// Why not.
+        reason: String,
     },
     /// It reset instead.
     #[error("the twin restarted instead of powering off")]

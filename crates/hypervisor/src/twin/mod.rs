@@ -14,6 +14,8 @@
 //!
 //! Knows nothing of captures, repositories and catalogs: whoever makes it feeds it.
 
+mod agent;
+mod console;
 mod error;
 mod life;
 mod overlay;
@@ -31,16 +33,19 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::inspect::run_state;
-use crate::launch::{self, Incoming, LaunchPlan, LaunchRequest, Network, RestoredDisk, Tap};
+use crate::launch::{
+    self, Incoming, LaunchPlan, LaunchRequest, Network, RestoredDisk, RunningTpm, Tap, TpmEmulator,
+};
 use crate::machine::Machine;
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
+use crate::undo::Undo;
 pub use error::TwinError;
 pub use life::{Life, LifeOptions, Sign};
 pub use overlay::{Backing, Overlay};
 pub use promote::{Join, joins};
 pub use room::{check_memory, check_room};
-pub use shutdown::{ShutdownOptions, ShutdownReport};
+pub use shutdown::{Chord, ShutdownOptions, ShutdownReport};
 
 /// How long QEMU may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,6 +62,13 @@ const NICENESS: u8 = 10;
 const QMP_SOCKET: &str = "twin.sock";
 const CONSOLE_LOG: &str = "twin-console.log";
 const QEMU_LOG: &str = "twin-qemu.log";
+const TPM_SOCKET: &str = "tpm.sock";
+const TPM_STATE: &str = "tpm";
+const TPM_LOG: &str = "twin-tpm.log";
+/// Socket of the guest agent's channel, in the folder of the monitor's.
+pub const AGENT_SOCKET: &str = "qga.sock";
+/// Socket of the first console, in the folder of the monitor's.
+pub const CONSOLE_SOCKET: &str = "tty.sock";
 
 /// A twin to make.
 #[derive(Debug, Clone)]
@@ -76,6 +88,7 @@ pub struct TwinPlan {
     name: String,
     launch: LaunchPlan,
     overlays: Vec<Overlay>,
+    tpm: Option<TpmEmulator>,
     dir: PathBuf,
 }
 
@@ -83,7 +96,7 @@ impl TwinPlan {
     /// Plans a twin of `machine`, whose disk `id` is an overlay over `backing(id)`. Touches nothing.
     ///
     /// # Errors
-    /// [`TwinError::Launch`] names what cannot be made safe.
+    /// [`TwinError::Launch`] names what cannot be made safe, [`TwinError::Tpm`] what its TPM lacks.
     pub fn new(
         machine: &Machine,
         request: &TwinRequest,
@@ -98,6 +111,12 @@ impl TwinPlan {
             path: overlay.path.clone(),
             format: "qcow2".into(),
         });
+        let tpm = launch::has_tpm_emulator(machine).then(|| TpmEmulator {
+            state_dir: request.dir.join(TPM_STATE),
+            socket: request.dir.join(TPM_SOCKET),
+            log: request.dir.join(TPM_LOG),
+        });
+        tpm.as_ref().map(TpmEmulator::check).transpose()?;
         let mut launch = launch::plan(
             machine,
             &LaunchRequest {
@@ -110,10 +129,12 @@ impl TwinPlan {
                 },
                 name: Some(request.name.clone()),
                 console_log: request.dir.join(CONSOLE_LOG),
+                console_socket: Some(request.dir.join(CONSOLE_SOCKET)),
+                agent_socket: Some(request.dir.join(AGENT_SOCKET)),
                 dir: request.dir.clone(),
                 accel_override: None,
                 new_vmgenid: true,
-                tpm_socket: None,
+                tpm_socket: tpm.as_ref().map(|tpm| tpm.socket.clone()),
             },
         )
         .map_err(TwinError::Launch)?;
@@ -124,6 +145,7 @@ impl TwinPlan {
             name: request.name.clone(),
             launch,
             overlays,
+            tpm,
             dir: request.dir.clone(),
         })
     }
@@ -134,10 +156,26 @@ impl TwinPlan {
         &self.name
     }
 
-    /// Its socket: a path that no other process has on its command line.
+    /// Its monitor's socket.
     #[must_use]
     pub fn qmp_socket(&self) -> &Path {
         &self.launch.qmp_socket
+    }
+
+    /// What ends its processes, to be registered before the start: each has a path on its command
+    /// line that no other process has.
+    #[must_use]
+    pub fn undos(&self) -> Vec<(&'static str, Undo)> {
+        let process = |path: &Path| Undo::Process {
+            argument: path.to_owned(),
+        };
+        let mut undos = vec![("twin", process(&self.launch.qmp_socket))];
+        undos.extend(
+            self.tpm
+                .iter()
+                .map(|tpm| ("twin tpm", process(&tpm.state_dir))),
+        );
+        undos
     }
 
     /// Its disks.
@@ -162,8 +200,16 @@ impl TwinPlan {
         }
         let (ours, theirs) = UnixStream::pair().map_err(TwinError::Io)?;
         let log = self.dir.join(QEMU_LOG);
+        // The state of its TPM comes with the machine's.
+        let tpm = self.tpm.as_ref().map(|tpm| {
+            fs::create_dir(&tpm.state_dir).map_err(TwinError::Io)?;
+            tpm.start().map_err(TwinError::Tpm)
+        });
+        let tpm = tpm.transpose()?;
         let launched = launch::start(&self.launch, Some(OwnedFd::from(theirs)), &log)?;
         let twin = Twin::adopt(launched.pid(), &self.launch.qmp_socket, &log)?;
+        // It ends with QEMU from here on.
+        tpm.into_iter().for_each(RunningTpm::keep);
         Ok((twin, ours))
     }
 }
@@ -173,6 +219,8 @@ impl TwinPlan {
 pub struct Twin {
     process: ProcessId,
     qmp: Qmp,
+    /// Folder of its sockets.
+    dir: PathBuf,
     log: PathBuf,
     /// Dropping it kills it.
     armed: bool,
@@ -190,6 +238,7 @@ impl Twin {
             Ok(qmp) => Ok(Twin {
                 process,
                 qmp,
+                dir: qmp_socket.parent().unwrap_or(Path::new("/")).to_owned(),
                 log: log.to_owned(),
                 armed: true,
             }),

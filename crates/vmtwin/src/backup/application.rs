@@ -17,17 +17,18 @@ use anyhow::{Context, Result, anyhow};
 use vmtwin_hypervisor::capture::{Capture, CaptureError, Journal, nbd_socket};
 use vmtwin_hypervisor::machine::Machine;
 use vmtwin_hypervisor::spool::SpoolReader;
-use vmtwin_hypervisor::twin::{Backing, ShutdownOptions, Twin, TwinPlan, TwinRequest, check_room};
-use vmtwin_hypervisor::undo::Undo;
+use vmtwin_hypervisor::twin::{Backing, Twin, TwinPlan, TwinRequest, check_room};
 use vmtwin_repository::Backup;
 
 use super::report::TwinReport;
 use super::{Cx, Drained, Work, job_tag, store};
-use crate::cli::{Consistency, Fallback, TwinArgs};
+use crate::cli::{Consistency, Fallback};
 use crate::content::ContentDisk;
 use crate::failpoint;
 use crate::journal::JobJournal;
+use crate::twin_args::TwinArgs;
 use crate::twin_row::TwinRow;
+use crate::twin_slot::TwinSlot;
 
 /// How long a twin may take from the last byte of its state until it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -35,9 +36,17 @@ const POLL: Duration = Duration::from_millis(5);
 /// Piece of the stream that is handed on at once, bytes.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// A twin that may be made.
+pub(super) struct PlannedTwin {
+    pub(super) plan: TwinPlan,
+    ending: TwinArgs,
+    _slot: TwinSlot,
+}
+
 impl Work<'_> {
     /// Plans the twin, before the guest is touched: what can't be had twice shows here.
-    pub(super) fn plan_twin(&self, machine: &Machine) -> Result<TwinPlan> {
+    pub(super) fn plan_twin(&self, machine: &Machine) -> Result<PlannedTwin> {
+        let slot = TwinSlot::take(self.cx)?;
         check_room(machine.pid, self.args.capture.spool_memory_mib << 20)?;
         let tag = job_tag(self.job);
         let dir = self.work_dir(&tag)?;
@@ -47,10 +56,15 @@ impl Work<'_> {
             name: format!("{}-twin-{tag}", self.vm.name),
             standby: false,
         };
-        Ok(TwinPlan::new(machine, &request, |id| Backing::Nbd {
+        let plan = TwinPlan::new(machine, &request, |id| Backing::Nbd {
             socket: socket.clone(),
             export: id.to_owned(),
-        })?)
+        })?;
+        Ok(PlannedTwin {
+            plan,
+            ending: self.args.twin.over(self.vm)?,
+            _slot: slot,
+        })
     }
 
     /// Stores the disks that a twin of the point leaves; where that fails and the user allowed it,
@@ -59,13 +73,13 @@ impl Work<'_> {
         &mut self,
         capture: &mut Capture<'_>,
         machine: &Machine,
-        plan: &TwinPlan,
+        twin: &PlannedTwin,
         backup: &Backup,
         limit: Duration,
     ) -> Result<Drained> {
         let finished = self
-            .run_twin(capture, machine, plan, limit)
-            .and_then(|()| self.store_finished(machine, plan, backup));
+            .run_twin(capture, machine, twin, limit)
+            .and_then(|()| self.store_finished(machine, &twin.plan, backup));
         match finished {
             Ok(disks) => Ok(Drained {
                 memory: None,
@@ -89,17 +103,14 @@ impl Work<'_> {
         &mut self,
         capture: &mut Capture<'_>,
         machine: &Machine,
-        plan: &TwinPlan,
+        twin: &PlannedTwin,
         limit: Duration,
     ) -> Result<()> {
-        let undo = Undo::Process {
-            argument: plan.qmp_socket().to_owned(),
-        };
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
         let begun = Instant::now();
-        let outcome = journal.within(&[("twin", undo)], |journal| {
+        let outcome = journal.within(&twin.plan.undos(), |journal| {
             journal.step("twin").map_err(anyhow::Error::from_boxed)?;
-            self.lived(capture, machine, plan, limit)
+            self.lived(capture, machine, twin, limit)
         });
         self.report.seconds.twin = begun.elapsed().as_secs_f64();
         outcome
@@ -110,9 +121,10 @@ impl Work<'_> {
         &mut self,
         capture: &mut Capture<'_>,
         machine: &Machine,
-        plan: &TwinPlan,
+        planned: &PlannedTwin,
         limit: Duration,
     ) -> Result<()> {
+        let plan = &planned.plan;
         let cancelled = || self.cx.cancel.is_set();
         let begun = Instant::now();
         let row = TwinRow::add(self.cx.db, self.vm, machine, plan)?;
@@ -124,7 +136,7 @@ impl Work<'_> {
         spinner.finish_and_clear();
         let load_s = begun.elapsed().as_secs_f64();
         row.runs()?;
-        self.report.twin = Some(end_twin(self.cx, twin, &self.args.twin, load_s)?);
+        self.report.twin = Some(end_twin(self.cx, twin, &planned.ending, load_s)?);
         Ok(())
     }
 
@@ -157,12 +169,7 @@ pub(crate) fn end_twin(
     failpoint::pass("twin resume")?;
     let spinner = cx.ui.spinner("the twin shuts down");
     twin.resume()?;
-    let options = ShutdownOptions {
-        wait: Duration::from_secs(args.twin_wait_s),
-        deadline: Duration::from_secs(args.twin_deadline_s),
-        ..ShutdownOptions::default()
-    };
-    let ended = twin.shut_down(&options, &|| cx.cancel.is_set())?;
+    let ended = twin.shut_down(&args.options(), &|| cx.cancel.is_set())?;
     failpoint::pass("twin end")?;
     twin.quit()?;
     spinner.finish_and_clear();
@@ -170,6 +177,7 @@ pub(crate) fn end_twin(
         load_s,
         run_s: ended.seconds,
         presses: ended.presses,
+        agent: ended.agent,
     })
 }
 

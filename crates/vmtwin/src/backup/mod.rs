@@ -30,11 +30,11 @@ use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
-use vmtwin_hypervisor::twin::TwinPlan;
 use vmtwin_hypervisor::undo::Undo;
 use vmtwin_nbd::{Client, Options, context};
 use vmtwin_repository::{Backup, IngestOptions, Repository};
 
+use self::application::PlannedTwin;
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
@@ -179,7 +179,7 @@ struct Work<'a> {
 /// What a backup promises, and the twin that keeps it.
 struct Promise {
     consistency: Consistency,
-    twin: Option<TwinPlan>,
+    twin: Option<PlannedTwin>,
 }
 
 /// What came out of the guest.

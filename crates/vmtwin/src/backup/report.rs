@@ -51,6 +51,8 @@ pub(crate) struct TwinReport {
     pub(crate) run_s: f64,
     /// How often its power button was pressed.
     pub(crate) presses: u32,
+    /// Whether its guest agent was asked too, and took it.
+    pub(crate) agent: bool,
 }
 
 /// Seconds per phase.

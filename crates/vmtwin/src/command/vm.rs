@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use vmtwin_catalog::{Connection, ConnectionKind, NewVm, Vm, VmRole, VmState};
 use vmtwin_hypervisor::inspect::inspect;
@@ -11,6 +11,7 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
 use crate::cli::VmCommand;
+use crate::twin_args::TwinArgs;
 use crate::ui::{bytes, table};
 
 /// A guest as the table holds it now.
@@ -28,6 +29,7 @@ pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
         VmCommand::Add { name, qmp } => add(cx, name, qmp),
         VmCommand::List => list(cx),
         VmCommand::Show { name } => show(cx, name),
+        VmCommand::Set { name, clear, twin } => set(cx, name, *clear, twin),
         VmCommand::Remove { name } => remove(cx, name),
     }
 }
@@ -66,6 +68,25 @@ fn remove(cx: &Cx<'_>, name: &str) -> Result<()> {
     cx.ui.result(&serde_json::json!({ "removed": name }), || {
         format!("removed {name}")
     })
+}
+
+/// What is not given stays as it was set.
+fn set(cx: &Cx<'_>, name: &str, clear: bool, twin: &TwinArgs) -> Result<()> {
+    let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    if !clear && *twin == TwinArgs::default() {
+        bail!("nothing to set; see: vmtwin vm set --help");
+    }
+    let settings = match clear {
+        true => twin.clone(),
+        false => twin.over(&vm)?,
+    };
+    let settings = match settings == TwinArgs::default() {
+        true => None,
+        false => Some(serde_json::to_value(settings)?),
+    };
+    cx.db
+        .run(async |c| c.set_settings(&vm.id, settings.as_ref()).await)?;
+    show(cx, name)
 }
 
 fn list(cx: &Cx<'_>) -> Result<()> {
@@ -168,6 +189,9 @@ fn text(row: &Row, machine: Option<&Machine>) -> String {
             vm.memory_bytes.map_or("-".into(), bytes)
         ),
     ];
+    if let Some(settings) = &vm.settings {
+        lines.push(format!("  settings    {settings}"));
+    }
     if let Some(reason) = &row.unreachable {
         lines.push(format!("  no answer   {reason}"));
     }

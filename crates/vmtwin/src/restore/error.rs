@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use vmtwin_hypervisor::launch::{LaunchError, StartError};
+use vmtwin_hypervisor::launch::{LaunchError, StartError, TpmError};
 use vmtwin_hypervisor::qmp::QmpError;
 use vmtwin_migration::RebuildError;
 
@@ -117,6 +117,18 @@ pub(crate) enum RestoreError {
         package: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// The guest's TPM can't be had.
+    #[error("the guest's TPM cannot be started")]
+    Tpm(#[source] TpmError),
+    /// The state of another TPM is where that of this one would be made.
+    #[error(
+        "{} is there, the state of another TPM; choose another folder with --to",
+        path.display()
+    )]
+    OtherTpm {
+        /// The state.
+        path: PathBuf,
     },
     /// A program failed.
     #[error("{program} failed on {}: {message}", path.display())]

@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmtwin_hypervisor::inspect::run_state;
 use vmtwin_hypervisor::launch::{
-    self, Incoming, LaunchPlan, LaunchRequest, Launched, RestoredDisk,
+    self, Incoming, LaunchPlan, LaunchRequest, Launched, RestoredDisk, RunningTpm,
 };
 use vmtwin_hypervisor::machine::Machine;
 use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::{Qmp, QmpError};
+use vmtwin_hypervisor::twin::{AGENT_SOCKET, CONSOLE_SOCKET};
 use vmtwin_repository::SnapshotReader;
 
 use super::error::RestoreError;
@@ -35,7 +36,7 @@ use super::report::RunningGuest;
 use super::request::RestoreRequest;
 use super::state::StoredState;
 use super::take_back::TakeBack;
-use super::tpm::{RunningTpm, Tpm};
+use super::tpm::Tpm;
 use crate::failpoint;
 
 /// How long QEMU may take to greet.
@@ -88,6 +89,8 @@ impl Launch {
             network: request.network,
             name: request.name.clone(),
             console_log: dir.join(CONSOLE_LOG),
+            console_socket: request.hold.then(|| dir.join(CONSOLE_SOCKET)),
+            agent_socket: request.hold.then(|| dir.join(AGENT_SOCKET)),
             dir: dir.to_owned(),
             accel_override: request.accel.clone(),
             new_vmgenid: true,

@@ -122,20 +122,10 @@ enum Verdict {
 impl Keeper<'_> {
     /// Registers the folder and the twin's process, and undoes them unless it was promoted.
     fn keep(&self, qmp: Qmp) -> Result<()> {
-        let undos = [
-            (
-                "folder",
-                Undo::DeletePath {
-                    path: self.dir.to_owned(),
-                },
-            ),
-            (
-                "twin",
-                Undo::Process {
-                    argument: self.plan.qmp_socket().to_owned(),
-                },
-            ),
-        ];
+        let folder = Undo::DeletePath {
+            path: self.dir.to_owned(),
+        };
+        let undos = [vec![("folder", folder)], self.plan.undos()].concat();
         if self.dir.exists() {
             bail!(
                 "the folder {} is there: a standby that was promoted has its disks in it; choose \
