@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let machine = inspect(&mut qmp)?;
         let options = CaptureOptions {
             memory,
+            bitmaps: Vec::new(),
             outside: false,
             tag: format!("{:08x}", std::process::id() + round),
             dir: dir.clone(),

@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of repositories, catalogs or NBD. Everything between pause and resume is here.
 
+pub mod bitmap;
 pub mod capture;
 pub mod collapse;
 mod ffi;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::bitmap;
 use crate::process::{self, ProcessId};
 use crate::qmp::{Qmp, QmpError};
 
@@ -66,6 +67,15 @@ pub enum Undo {
         guest: GuestRef,
         /// Our exports' ids.
         exports: Vec<String>,
+    },
+    /// Remove a dirty bitmap.
+    Bitmap {
+        /// The guest.
+        guest: GuestRef,
+        /// The block node it lies on.
+        node: String,
+        /// Its name.
+        name: String,
     },
     /// Kill a process that we started, such as a twin.
     Process {
@@ -123,6 +133,7 @@ impl Undo {
             Undo::Migration { .. } => "end the memory capture".into(),
             Undo::Disk { filter_node, .. } => format!("remove filter {filter_node}"),
             Undo::NbdServer { .. } => "stop the NBD exports".into(),
+            Undo::Bitmap { name, node, .. } => format!("remove bitmap {name} of {node}"),
             Undo::Process { argument } => format!("end the process on {}", argument.display()),
             Undo::DeletePath { path } => format!("delete {}", path.display()),
         }
@@ -173,6 +184,7 @@ impl Undo {
                 ..
             } => remove_filter(qmp, qdev, access_node, filter_node, scratch_node),
             Undo::NbdServer { exports, .. } => stop_nbd(qmp, exports),
+            Undo::Bitmap { node, name, .. } => bitmap::remove(qmp, node, name),
             Undo::Process { .. } | Undo::DeletePath { .. } => Ok(()),
         };
         match outcome {
@@ -192,7 +204,8 @@ impl Undo {
             Undo::Resume { guest }
             | Undo::Migration { guest, .. }
             | Undo::Disk { guest, .. }
-            | Undo::NbdServer { guest, .. } => Some(guest),
+            | Undo::NbdServer { guest, .. }
+            | Undo::Bitmap { guest, .. } => Some(guest),
             Undo::Process { .. } | Undo::DeletePath { .. } => None,
         }
     }
@@ -203,6 +216,7 @@ impl Undo {
             Undo::Migration { .. } => "the memory capture",
             Undo::Disk { .. } => "a disk's filter",
             Undo::NbdServer { .. } => "the NBD exports",
+            Undo::Bitmap { .. } => "a dirty bitmap",
             Undo::Process { .. } => "a process",
             Undo::DeletePath { .. } => "a file",
         }

@@ -7,6 +7,7 @@
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::blob_reader::BlobReader;
 use crate::blob_writer::{BlobWriter, Scratch};
 use crate::buffers::BufferPool;
 use crate::control::Control;
@@ -19,6 +20,7 @@ use crate::index::Index;
 use crate::lock::{LockGuard, LockMode};
 use crate::options::{ImageOptions, IngestOptions};
 use crate::pack::BlobKind;
+use crate::reader::SnapshotReader;
 use crate::snapshot::{Snapshot, SnapshotFile, SnapshotMeta};
 use crate::stats::{FileStats, ImageStats};
 use crate::store::{Kind, Store};
@@ -32,7 +34,9 @@ const FILE_CHUNK_BYTES: usize = 1 << 20;
 
 /// A backup that is running. Dropping it is [`Backup::abort`].
 pub struct Backup {
-    lock: LockGuard,
+    lock: Arc<LockGuard>,
+    store: Arc<dyn Store>,
+    index: Arc<Index>,
     sealer: Arc<Sealer>,
     control: Arc<Control>,
     options: IngestOptions,
@@ -57,25 +61,27 @@ impl Backup {
     ) -> Result<Self> {
         options.check()?;
         let lock = LockGuard::take(Arc::clone(&store), Arc::clone(&sealer), LockMode::Shared)?;
-        let index = Index::load(&*store, &sealer, true)?;
+        let index = Arc::new(Index::load(&*store, &sealer, true)?);
         let control = Arc::new(Control::new(options.cancel.clone()));
         let pool = BufferPool::new(options.pack_bytes, options.pack_buffers);
         let uploads = Uploads::start(
-            store,
+            Arc::clone(&store),
             Arc::clone(&sealer),
             Arc::clone(&control),
             pool,
             options.upload_threads,
         )?;
         let writer = BlobWriter::new(
-            index,
+            Arc::clone(&index),
             options.pack_bytes,
             Arc::clone(&sealer),
             Arc::clone(&control),
             uploads,
         );
         Ok(Self {
-            lock,
+            lock: Arc::new(lock),
+            store,
+            index,
             sealer,
             control,
             options: options.clone(),
@@ -94,6 +100,18 @@ impl Backup {
     #[must_use]
     pub fn current_lock_id(&self) -> String {
         self.lock.current_id()
+    }
+
+    /// Opens a snapshot for reading, to build on it. It shares the backup's index and lock.
+    #[must_use]
+    pub fn reader(&self, snapshot: &Snapshot) -> SnapshotReader {
+        let blobs = BlobReader::new(
+            Arc::clone(&self.store),
+            Arc::clone(&self.sealer),
+            Arc::clone(&self.index),
+            Arc::clone(&self.lock),
+        );
+        SnapshotReader::new(Arc::new(blobs), snapshot)
     }
 
     /// Bytes of pack buffers that were in use at most so far. The bound is

@@ -21,17 +21,17 @@ const CACHE_BYTES: usize = 64 << 20;
 pub(crate) struct BlobReader {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
-    index: Index,
+    index: Arc<Index>,
     cache: BlobCache,
-    _lock: LockGuard,
+    _lock: Arc<LockGuard>,
 }
 
 impl BlobReader {
     pub(crate) fn new(
         store: Arc<dyn Store>,
         sealer: Arc<Sealer>,
-        index: Index,
-        lock: LockGuard,
+        index: Arc<Index>,
+        lock: Arc<LockGuard>,
     ) -> Self {
         Self {
             store,

@@ -82,7 +82,7 @@ impl Scratch {
 
 /// The way into the repository for all blobs of one backup.
 pub(crate) struct BlobWriter {
-    index: Index,
+    index: Arc<Index>,
     new: [Mutex<HashSet<(BlobKind, Id)>>; SHARDS],
     data: Mutex<Option<FullPack>>,
     trees: Mutex<Option<FullPack>>,
@@ -94,7 +94,7 @@ pub(crate) struct BlobWriter {
 
 impl BlobWriter {
     pub(crate) fn new(
-        index: Index,
+        index: Arc<Index>,
         pack_bytes: usize,
         sealer: Arc<Sealer>,
         control: Arc<Control>,

@@ -15,7 +15,7 @@ use crate::image_source::{ImageSource, Progress, ProgressDelta};
 use crate::layout::{FLAT_SEGMENTS, GROUP_SEGMENTS, SEGMENT_GRAINS, group_name, segment_name};
 use crate::options::ImageOptions;
 use crate::pack::BlobKind;
-use crate::plan::{Planner, Work};
+use crate::plan::{Parts, Planner, Work};
 use crate::stats::ImageStats;
 use crate::tree::Node;
 use crate::tree_builder::store_tree;
@@ -152,13 +152,13 @@ impl Ingest<'_> {
                         self.take_over(grain, &mut lane)?;
                     }
                 }
-                Work::Read {
-                    first,
-                    grains,
-                    parts,
-                } => {
-                    self.read_run(first, grains, &parts, &mut lane)?;
+                Work::Read { first, grains } => {
+                    let (start, _) = self.planner.range(first);
+                    let (last, length) = self.planner.range(first + grains - 1);
+                    let whole = [(start, last + length - start)];
+                    self.read_run(first, grains, &whole, &mut lane)?;
                 }
+                Work::Mixed { grain, parts } => self.read_mixed(grain, &parts, &mut lane)?,
             }
         }
         Ok(lane.stats)
@@ -224,6 +224,75 @@ impl Ingest<'_> {
         }
     }
 
+    /// Reads what changed of a grain, and what the parent cannot give in pieces.
+    fn read_mixed(&self, grain: usize, parts: &Parts, lane: &mut Lane) -> Result<()> {
+        let (start, length) = self.planner.range(grain);
+        let known = |id: &Id| self.context.writer.has(BlobKind::Data, id);
+        match self.parent_slot(start, length) {
+            // What is unchanged is zero.
+            Some(Slot::Zero) => self.read_run(grain, 1, &parts.data, lane),
+            Some(Slot::Pieces(ids)) if ids.iter().all(known) => self.patch(grain, ids, parts, lane),
+            _ => self.read_run(grain, 1, &parts.all(), lane),
+        }
+    }
+
+    /// Reads and stores the pieces of a grain that are not wholly as in the parent.
+    fn patch(
+        &self,
+        grain: usize,
+        mut ids: Box<[Id]>,
+        parts: &Parts,
+        lane: &mut Lane,
+    ) -> Result<()> {
+        let (grain_start, grain_length) = self.planner.range(grain);
+        let new_before = lane.stats.bytes_new;
+        let mut read = 0;
+        for (number, id) in ids.iter_mut().enumerate() {
+            let start = grain_start + (number * self.piece_bytes) as u64;
+            let stop = (start + self.piece_bytes as u64).min(grain_start + grain_length);
+            let within = |list: &[(u64, u64)]| -> Vec<(u64, u64)> {
+                let clipped = list.iter().map(|part| Parts::clip(*part, start, stop));
+                clipped.flatten().collect()
+            };
+            if within(&parts.unchanged) == [(start, stop - start)] {
+                lane.stats.chunks += 1;
+                continue;
+            }
+            let mut piece = std::mem::take(&mut lane.buffer);
+            let length = (stop - start) as usize;
+            piece.resize(length.max(piece.len()), 0);
+            read += self.fill(&mut piece[..length], start, &within(&parts.all()), lane)?;
+            *id = self.store_piece(&piece[..length], lane)?;
+            lane.buffer = piece;
+        }
+        self.slots()[grain] = Slot::Pieces(ids);
+        self.advance(grain_length, read, lane.stats.bytes_new - new_before);
+        Ok(())
+    }
+
+    /// Fills a buffer from `parts`, the rest with zeros; gives what was read.
+    fn fill(
+        &self,
+        buffer: &mut [u8],
+        start: u64,
+        parts: &[(u64, u64)],
+        lane: &mut Lane,
+    ) -> Result<u64> {
+        let read = parts.iter().map(|(_, len)| len).sum::<u64>();
+        if read < buffer.len() as u64 {
+            buffer.fill(0);
+        }
+        for (at, len) in parts {
+            let from = (at - start) as usize;
+            self.source
+                .read_at(*at, &mut buffer[from..from + *len as usize])
+                .map_err(|e| self.source_error(*at, e))?;
+        }
+        lane.stats.bytes_read += read;
+        lane.stats.bytes_zero += buffer.len() as u64 - read;
+        Ok(read)
+    }
+
     fn read_run(
         &self,
         first: usize,
@@ -239,19 +308,7 @@ impl Ingest<'_> {
             buffer.resize(length, 0);
         }
         let run = &mut buffer[..length];
-        let read = parts.iter().map(|(_, len)| len).sum::<u64>();
-        if read < length as u64 {
-            run.fill(0);
-        }
-        for (at, len) in parts {
-            let from = (at - start) as usize;
-            let target = &mut run[from..from + *len as usize];
-            self.source
-                .read_at(*at, target)
-                .map_err(|e| self.source_error(*at, e))?;
-        }
-        lane.stats.bytes_read += read;
-        lane.stats.bytes_zero += length as u64 - read;
+        let read = self.fill(run, start, parts, lane)?;
         self.advance(0, read, 0);
         for (number, data) in run.chunks(self.grain_bytes).enumerate() {
             self.context.control.check()?;
@@ -287,15 +344,19 @@ impl Ingest<'_> {
     fn store_pieces(&self, data: &[u8], lane: &mut Lane) -> Result<Slot> {
         let mut ids = Vec::with_capacity(data.len().div_ceil(self.piece_bytes));
         for piece in data.chunks(self.piece_bytes) {
-            let id = if is_zero(piece) && piece.len() == self.piece_bytes {
-                *self.zero_piece.get_or_init(|| Id::of(piece))
-            } else {
-                Id::of(piece)
-            };
-            self.store_chunk(id, piece, lane)?;
-            ids.push(id);
+            ids.push(self.store_piece(piece, lane)?);
         }
         Ok(Slot::Pieces(ids.into()))
+    }
+
+    fn store_piece(&self, piece: &[u8], lane: &mut Lane) -> Result<Id> {
+        let id = if is_zero(piece) && piece.len() == self.piece_bytes {
+            *self.zero_piece.get_or_init(|| Id::of(piece))
+        } else {
+            Id::of(piece)
+        };
+        self.store_chunk(id, piece, lane)?;
+        Ok(id)
     }
 
     fn store_chunk(&self, id: Id, data: &[u8], lane: &mut Lane) -> Result<Stored> {

@@ -1,6 +1,6 @@
 //! How an image is laid out in a snapshot: a folder of segments.
 //!
-//! A segment is [`SEGMENT_GRAINS`] grains long (1 GiB of 1 MiB grains, 64 MiB of 64 KiB grains),
+//! A segment is [`SEGMENT_GRAINS`] grains long (128 MiB of 128 KiB grains, 64 MiB of 64 KiB grains),
 //! and a file named by its number, `00000000`, `00000001`, …; the last may be shorter. Up to
 //! [`FLAT_SEGMENTS`] segments lie in the image's folder itself; more are put into sub-folders of
 //! [`GROUP_SEGMENTS`], named `000000`, `000001`, …, so that a change of one place rewrites the

@@ -61,7 +61,7 @@ impl IngestOptions {
 /// Options of one image.
 #[derive(Clone, Debug)]
 pub struct ImageOptions {
-    /// Length of a grain: a power of two, 4 KiB to 8 MiB. Default 1 MiB.
+    /// Length of a grain: a power of two, 4 KiB to 8 MiB. Default 128 KiB.
     pub grain_bytes: u32,
     /// A grain that differs from the parent's is stored in pieces of this length, so that the
     /// next change of it costs a piece. A power of two, at least 4 KiB and at least a 32nd of
@@ -76,12 +76,35 @@ pub struct ImageOptions {
 impl Default for ImageOptions {
     fn default() -> Self {
         Self {
-            grain_bytes: 1 << 20,
+            grain_bytes: 128 << 10,
             piece_bytes: Some(64 << 10),
             parent: None,
         }
     }
 }
+
+impl ImageOptions {
+    /// For a disk of this size: the grain grows with it from 1 TiB on, so that the index does not.
+    #[must_use]
+    pub fn for_disk(size_bytes: u64) -> ImageOptions {
+        let default = ImageOptions::default();
+        let mut grain_bytes = default.grain_bytes;
+        while grain_bytes < LONGEST_DISK_GRAIN_BYTES
+            && size_bytes > u64::from(grain_bytes) * MAX_DISK_GRAINS
+        {
+            grain_bytes *= 2;
+        }
+        ImageOptions {
+            grain_bytes,
+            ..default
+        }
+    }
+}
+
+/// Grains of a disk, unless they would get too long.
+const MAX_DISK_GRAINS: u64 = 8 << 20;
+/// Longest grain of a disk: a 16th of it is the piece.
+const LONGEST_DISK_GRAIN_BYTES: u32 = 1 << 20;
 
 /// Shortest grain and piece.
 const MIN_GRAIN_BYTES: u32 = 4 << 10;

@@ -17,12 +17,38 @@ pub(crate) enum Work {
     Zero { bytes: u64 },
     /// Whole grains that are as in the parent.
     Unchanged { first: usize, grains: usize },
-    /// Whole grains to read; bytes outside of `parts` (offset and length) are zero.
-    Read {
-        first: usize,
-        grains: usize,
-        parts: Vec<(u64, u64)>,
-    },
+    /// Whole grains to read.
+    Read { first: usize, grains: usize },
+    /// One grain of several kinds.
+    Mixed { grain: usize, parts: Parts },
+}
+
+/// Stretches of a grain, offset and length, in ascending order; what is in none is zero.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parts {
+    /// To be read.
+    pub(crate) data: Vec<(u64, u64)>,
+    /// As in the parent.
+    pub(crate) unchanged: Vec<(u64, u64)>,
+}
+
+impl Parts {
+    fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.unchanged.is_empty()
+    }
+
+    /// Both, where the parent does not help.
+    pub(crate) fn all(&self) -> Vec<(u64, u64)> {
+        let mut all = [self.data.as_slice(), &self.unchanged].concat();
+        all.sort_unstable();
+        all
+    }
+
+    /// The part of a stretch that is within a range.
+    pub(crate) fn clip((at, length): (u64, u64), start: u64, stop: u64) -> Option<(u64, u64)> {
+        let (from, to) = (at.max(start), (at + length).min(stop));
+        (from < to).then(|| (from, to - from))
+    }
 }
 
 /// Hands out an image grain by grain, in ascending order.
@@ -83,9 +109,8 @@ impl<'a> Planner<'a> {
             cursor.next = start + length;
             return Ok(Some(match parts.is_empty() {
                 true => Work::Zero { bytes: length },
-                false => Work::Read {
-                    first,
-                    grains: 1,
+                false => Work::Mixed {
+                    grain: first,
                     parts,
                 },
             }));
@@ -104,30 +129,26 @@ impl<'a> Planner<'a> {
                 bytes: stop - start,
             },
             ExtentKind::Unchanged => Work::Unchanged { first, grains },
-            ExtentKind::Data => Work::Read {
-                first,
-                grains,
-                parts: vec![(start, stop - start)],
-            },
+            ExtentKind::Data => Work::Read { first, grains },
         }))
     }
 
-    /// Parts of a grain of several extents that must be read.
-    fn mixed(
-        &self,
-        cursor: &mut Cursor,
-        start: u64,
-        stop: u64,
-    ) -> Result<Vec<(u64, u64)>, SourceFailure> {
-        let mut parts: Vec<(u64, u64)> = Vec::new();
+    /// Parts of a grain of several extents.
+    fn mixed(&self, cursor: &mut Cursor, start: u64, stop: u64) -> Result<Parts, SourceFailure> {
+        let mut parts = Parts::default();
         let mut at = start;
         while at < stop {
             let (end, kind) = self.extent(cursor, at)?;
             let end = end.min(stop);
-            if matches!(kind, ExtentKind::Data | ExtentKind::Unchanged) {
-                match parts.last_mut() {
+            let list = match kind {
+                ExtentKind::Data => Some(&mut parts.data),
+                ExtentKind::Unchanged => Some(&mut parts.unchanged),
+                ExtentKind::Hole | ExtentKind::Zero => None,
+            };
+            if let Some(list) = list {
+                match list.last_mut() {
                     Some((from, length)) if *from + *length == at => *length = end - *from,
-                    _ => parts.push((at, end - at)),
+                    _ => list.push((at, end - at)),
                 }
             }
             at = end;
@@ -203,6 +224,14 @@ mod tests {
         std::iter::from_fn(|| planner.claim().unwrap()).collect()
     }
 
+    fn mixed(grain: usize, data: &[(u64, u64)], unchanged: &[(u64, u64)]) -> Work {
+        let parts = Parts {
+            data: data.to_vec(),
+            unchanged: unchanged.to_vec(),
+        };
+        Work::Mixed { grain, parts }
+    }
+
     #[test]
     fn whole_and_mixed_grains() {
         use ExtentKind::*;
@@ -218,28 +247,15 @@ mod tests {
             [
                 Work::Read {
                     first: 0,
-                    grains: 1,
-                    parts: vec![(0, mib)]
+                    grains: 1
                 },
-                Work::Read {
-                    first: 1,
-                    grains: 1,
-                    parts: vec![(mib, 10)]
-                },
-                Work::Read {
-                    first: 2,
-                    grains: 1,
-                    parts: vec![(2 * mib + 10, mib - 10)]
-                },
+                mixed(1, &[(mib, 10)], &[]),
+                mixed(2, &[], &[(2 * mib + 10, mib - 10)]),
                 Work::Unchanged {
                     first: 3,
                     grains: 1
                 },
-                Work::Read {
-                    first: 4,
-                    grains: 1,
-                    parts: vec![(4 * mib, 10)]
-                },
+                mixed(4, &[], &[(4 * mib, 10)]),
             ]
         );
     }
@@ -267,9 +283,13 @@ mod tests {
                         read += span(first, grains);
                         span(first, grains)
                     }
-                    Work::Read { first, grains, parts } => {
-                        read += parts.iter().map(|p| p.1).sum::<u64>();
+                    Work::Read { first, grains } => {
+                        read += span(first, grains);
                         span(first, grains)
+                    }
+                    Work::Mixed { grain, parts } => {
+                        read += parts.all().iter().map(|p| p.1).sum::<u64>();
+                        span(grain, 1)
                     }
                 };
             }

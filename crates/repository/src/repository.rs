@@ -220,7 +220,12 @@ impl Repository {
         let lock = self.lock(LockMode::Shared)?;
         let (store, sealer) = (Arc::clone(&self.store), Arc::clone(&self.sealer));
         let index = Index::load(&*store, &sealer, false)?;
-        let blobs = Arc::new(BlobReader::new(store, sealer, index, lock));
+        let blobs = Arc::new(BlobReader::new(
+            store,
+            sealer,
+            Arc::new(index),
+            Arc::new(lock),
+        ));
         Ok(SnapshotReader::new(blobs, snapshot))
     }
 

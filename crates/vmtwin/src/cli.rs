@@ -196,7 +196,7 @@ pub(crate) struct BackupArgs {
     /// What it may fall back to when the promise cannot be kept (exit code 3)
     #[arg(long = "or", value_enum)]
     pub(crate) or: Option<Fallback>,
-    /// Read everything, even where it is known what changed (this version always does)
+    /// Read everything, even where it is known what changed
     #[arg(long)]
     pub(crate) full: bool,
     /// Order of several guests

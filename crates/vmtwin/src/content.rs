@@ -9,6 +9,7 @@
 //!   /memory/ram/N/…       RAM block number N, as an image
 //!   /memory/tail          device state
 //!   /memory/stream        instead of the four above: a stream that could not be parsed, as it is
+//!   /twin/ID.json         what the twin wrote to a disk, offset and length, bytes: the guest never did
 //!   /files/…              files beside the disks (TPM state)
 //! ```
 //! A restore needs nothing but these.
@@ -40,6 +41,12 @@ pub const MAX_TAIL_BYTES: u64 = 1 << 30;
 #[must_use]
 pub fn disk_dir(id: &str) -> String {
     format!("/disks/{id}")
+}
+
+/// Path of the list of a twin's writes to a disk.
+#[must_use]
+pub fn twin_writes(id: &str) -> String {
+    format!("/twin/{id}.json")
 }
 
 /// Folder of a RAM block.
@@ -79,6 +86,9 @@ pub struct ContentDisk {
     pub size_bytes: u64,
     /// Image format it had on the host: `qcow2`, `raw`…
     pub format: String,
+    /// Whether [`twin_writes`] lists where it differs from the guest's disk at the point.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub twin_writes: bool,
 }
 
 /// Memory in a snapshot.

@@ -14,6 +14,7 @@ use vmtwin_catalog::{JobId, JobKind, NewJob};
 use vmtwin_repository::{Backup, IngestOptions, Repository, Snapshot};
 
 use crate::backup::application::end_twin;
+use crate::backup::store::Against;
 use crate::backup::{BackupReport, Cx, end_job, store};
 use crate::cli::{Consistency, SettleArgs};
 use crate::command::snapshot::Detail;
@@ -120,7 +121,17 @@ impl Settle<'_> {
                 &self.stored.machine,
                 (disk.path.as_path(), disk.format.name()),
             );
-            let stored = store::finished(self.cx, backup, machine, &disk.id, image, self.report);
+            // It has no bitmap, so that nothing will build on it.
+            let against = |_: &_, _: &_| Ok(Against::default());
+            let stored = store::finished(
+                self.cx,
+                backup,
+                machine,
+                &disk.id,
+                image,
+                against,
+                self.report,
+            );
             disks.push(stored?);
         }
         self.report.seconds.disks = begun.elapsed().as_secs_f64();

@@ -51,8 +51,14 @@ fn a_finished_disk_is_closed_and_holds_every_acknowledged_line() {
     disk.assert_holds(after);
 
     // Application consistency is what a user gets who asks for nothing.
-    let output = vmtwin.ok(&["backup", VM, "--json"]);
-    assert_eq!(document(&output)[0]["consistency"], "application");
+    let before = last_acknowledged(&guest);
+    let report = document(&vmtwin.ok(&["backup", VM, "--json"]))[0].clone();
+    assert_eq!(report["consistency"], "application");
+    // It built on the disk of the power cut, and that on what the first twin left.
+    assert_eq!(report["disks"][0]["read"], "changed", "{report}");
+    let disk = restored(&vmtwin, &report, "incremental");
+    assert!(disk.clean && disk.ended, "not closed: {disk:?}");
+    disk.assert_holds(before);
     vmtwin.restic(&["check", "--read-data"]);
 }
 

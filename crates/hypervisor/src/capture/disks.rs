@@ -29,6 +29,8 @@ pub(crate) struct View {
     pub(crate) scratch: String,
     pub(crate) access: String,
     pub(crate) scratch_path: PathBuf,
+    /// Copy of a bitmap that tells what was written since an earlier point.
+    pub(crate) dirty: String,
 }
 
 impl View {
@@ -41,6 +43,7 @@ impl View {
             scratch: format!("{stem}-scratch"),
             access: format!("{stem}-access"),
             scratch_path: dir.join(format!("scratch-{n}.qcow2")),
+            dirty: format!("{stem}-dirty"),
         }
     }
 
@@ -90,17 +93,19 @@ impl View {
         )
     }
 
-    /// Makes the view readable over NBD under the name of the disk's id.
-    pub(crate) fn export(&self, qmp: &mut Qmp) -> Result<(), CaptureError> {
+    /// Makes the view readable over NBD under the name of the disk's id; with the frozen bitmap,
+    /// where there is one.
+    pub(crate) fn export(&self, qmp: &mut Qmp, dirty: bool) -> Result<(), CaptureError> {
         qmp.execute(
             "blockdev-add",
             json!({"driver": "snapshot-access", "node-name": self.access, "file": self.filter}),
         )?;
-        qmp.execute(
-            "block-export-add",
-            json!({"type": "nbd", "id": self.export_id(), "node-name": self.access,
-                   "name": self.disk.id, "writable": false}),
-        )?;
+        let mut export = json!({"type": "nbd", "id": self.export_id(), "node-name": self.access,
+                                "name": self.disk.id, "writable": false});
+        if dirty {
+            export["bitmaps"] = json!([{"node": self.disk.node_name, "name": self.dirty}]);
+        }
+        qmp.execute("block-export-add", export)?;
         Ok(())
     }
 

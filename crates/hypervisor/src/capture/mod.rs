@@ -13,6 +13,7 @@
 //!
 //! Knows nothing of where the data goes.
 
+mod dirty;
 mod disks;
 mod error;
 mod hold;
@@ -64,6 +65,8 @@ pub struct Capture<'j> {
     storage: Option<Storage>,
     point: Point,
     socket: PathBuf,
+    /// Disks whose exports tell what was written since an earlier point.
+    dirty: Vec<String>,
 }
 
 impl std::fmt::Debug for Capture<'_> {
@@ -102,6 +105,7 @@ impl<'j> Capture<'j> {
             storage: None,
             point: Point::default(),
             socket: nbd_socket(&options.dir),
+            dirty: Vec::new(),
         };
         let mut tries_left = INSTANT_TRIES;
         loop {
@@ -133,6 +137,7 @@ impl<'j> Capture<'j> {
             return Err(CaptureError::Cancelled);
         }
         self.take_point(options)?;
+        self.freeze_bitmaps(&options.bitmaps)?;
         self.export()
     }
 
@@ -444,7 +449,8 @@ impl<'j> Capture<'j> {
         self.step("exports", undo, |c| {
             disks::start_nbd_server(&mut c.qmp, &socket)?;
             for view in c.views.clone() {
-                view.export(&mut c.qmp)?;
+                let dirty = c.dirty.contains(&view.disk.id);
+                view.export(&mut c.qmp, dirty)?;
             }
             Ok(())
         })

@@ -16,6 +16,8 @@ pub struct CaptureOptions {
     pub tag: String,
     /// Folder of this capture alone: sockets and scratch images. It exists, and is private.
     pub dir: PathBuf,
+    /// Bitmaps to be read at the point: id of the disk, name of the bitmap on its node.
+    pub bitmaps: Vec<(String, String)>,
     /// Keep old data in a storage daemon of its own, not in the guest's QEMU, so that the point
     /// outlives the guest: for a standby twin.
     pub outside: bool,

@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use vmtwin_hypervisor::capture::{Capture, CaptureError, Journal, nbd_socket};
-use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::spool::SpoolReader;
 use vmtwin_hypervisor::twin::{Backing, Twin, TwinPlan, TwinRequest, check_room};
-use vmtwin_repository::Backup;
 
 use super::report::TwinReport;
-use super::{Cx, Drained, Work, job_tag, store};
+use super::{Cx, Drained, Sink, Work, connect_to_point, job_tag, store};
 use crate::cli::{Consistency, Fallback};
 use crate::content::ContentDisk;
 use crate::failpoint;
 use crate::journal::JobJournal;
+use crate::source::Changes;
 use crate::twin_args::TwinArgs;
 use crate::twin_row::TwinRow;
 use crate::twin_slot::TwinSlot;
@@ -74,12 +74,12 @@ impl Work<'_> {
         capture: &mut Capture<'_>,
         machine: &Machine,
         twin: &PlannedTwin,
-        backup: &Backup,
+        sink: &Sink<'_>,
         limit: Duration,
     ) -> Result<Drained> {
         let finished = self
             .run_twin(capture, machine, twin, limit)
-            .and_then(|()| self.store_finished(machine, &twin.plan, backup));
+            .and_then(|()| self.store_finished(capture, machine, &twin.plan, sink));
         match finished {
             Ok(disks) => Ok(Drained {
                 memory: None,
@@ -90,7 +90,7 @@ impl Work<'_> {
                 self.warn(format!("stored as crash-consistent: {error:#}"));
                 Ok(Drained {
                     memory: None,
-                    disks: self.store_disks(capture, machine, backup)?,
+                    disks: self.store_disks(capture, machine, sink)?,
                     consistency: Consistency::Crash,
                 })
             }
@@ -140,19 +140,36 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Stores what the twin left.
+    /// Stores what the twin left. It may differ from an earlier snapshot where the guest wrote since,
+    /// where this twin wrote, and where that of the earlier one did.
     fn store_finished(
         &mut self,
+        capture: &Capture<'_>,
         machine: &Machine,
         plan: &TwinPlan,
-        backup: &Backup,
+        sink: &Sink<'_>,
     ) -> Result<Vec<ContentDisk>> {
         let begun = Instant::now();
         let mut disks = Vec::new();
         for overlay in plan.overlays() {
             let (id, image) = (&overlay.disk_id, (overlay.path.as_path(), "qcow2"));
-            let stored = store::finished(self.cx, backup, machine, id, image, self.report);
-            disks.push(stored?);
+            let mut read = None;
+            let against = |disk: &Disk, written: &Changes| {
+                let point = connect_to_point(capture, disk)?;
+                let (mut against, why_all) = sink.against(capture, disk, &point);
+                if let Some(changes) = &mut against.changes {
+                    for (offset, length) in written.stretches() {
+                        changes.add(offset, length);
+                    }
+                }
+                read = Some(why_all);
+                Ok(against)
+            };
+            let backup = sink.backup;
+            let stored =
+                store::finished(self.cx, backup, machine, id, image, against, self.report)?;
+            self.note_reading(id, read.flatten());
+            disks.push(stored);
         }
         self.report.seconds.disks = begun.elapsed().as_secs_f64();
         Ok(disks)

@@ -10,6 +10,7 @@
 //! the snapshot only brings the catalog's tables up to it: a failure there is a warning.
 
 pub(crate) mod application;
+mod base;
 mod memory;
 mod report;
 mod stopped;
@@ -35,12 +36,16 @@ use vmtwin_nbd::{Client, Options, context};
 use vmtwin_repository::{Backup, IngestOptions, Repository};
 
 use self::application::PlannedTwin;
+use self::base::Base;
+use self::report::DiskReport;
+use self::store::Against;
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
+use crate::source::Changes;
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -182,6 +187,12 @@ struct Promise {
     twin: Option<PlannedTwin>,
 }
 
+/// Whether the catalog knows a snapshot that was saved, so that the next can build on it.
+enum Noted {
+    Yes,
+    No,
+}
+
 /// What came out of the guest.
 struct Drained {
     memory: Option<SpoolData>,
@@ -208,8 +219,32 @@ impl Work<'_> {
         update_table(self.cx.db, self.vm, &machine)?;
         let promise = self.choose_promise(&machine)?;
         let (repository, backup) = self.open_repository()?;
-        let captured = self.capture(qmp, &machine, &promise, &backup)?;
-        self.finish(&repository, backup, &machine, captured)
+        let base = self.find_base(&mut qmp, &machine, &repository, &backup)?;
+        let marks = self.mark(&mut qmp, &machine, &repository)?;
+        self.report.bitmap = Some(marks.name.clone());
+        let stored = self.capture_and_store(qmp, &machine, &promise, &repository, backup, &base);
+        match stored {
+            Ok(Noted::Yes) => self.advance(marks),
+            Ok(Noted::No) | Err(_) => self.unmark(&marks)?,
+        }
+        stored.map(drop)
+    }
+
+    fn capture_and_store(
+        &mut self,
+        qmp: Qmp,
+        machine: &Machine,
+        promise: &Promise,
+        repository: &Repository,
+        backup: Backup,
+        base: &Base,
+    ) -> Result<Noted> {
+        let sink = Sink {
+            backup: &backup,
+            base,
+        };
+        let captured = self.capture(qmp, machine, promise, &sink)?;
+        self.finish(repository, backup, machine, captured)
     }
 
     /// Opens and locks the repository: whatever may be wrong with it shows before the guest is
@@ -232,12 +267,12 @@ impl Work<'_> {
 
     /// Stores memory and the manifest, and writes the snapshot.
     fn finish(
-        mut self,
+        &mut self,
         repository: &Repository,
         backup: Backup,
         machine: &Machine,
         captured: Captured,
-    ) -> Result<()> {
+    ) -> Result<Noted> {
         let drained = captured.drained;
         let memory = self.store_memory(&backup, drained.memory.as_ref())?;
         let begun = Instant::now();
@@ -270,8 +305,9 @@ impl Work<'_> {
             self.warn(format!(
                 "the catalog could not note snapshot {id}: {error:#}"
             ));
+            return Ok(Noted::No);
         }
-        Ok(())
+        Ok(Noted::Yes)
     }
 
     /// The promise that can be kept, or the reason why none can.
@@ -319,7 +355,7 @@ impl Work<'_> {
         qmp: Qmp,
         machine: &Machine,
         promise: &Promise,
-        backup: &Backup,
+        sink: &Sink<'_>,
     ) -> Result<Captured> {
         let tag = job_tag(self.job);
         let dir = self.work_dir(&tag)?;
@@ -332,7 +368,8 @@ impl Work<'_> {
             promise.consistency,
             Consistency::State | Consistency::Application
         );
-        let outcome = self.captured(qmp, machine, &options, promise, &mut journal, backup);
+        options.bitmaps = sink.base.bitmaps();
+        let outcome = self.captured(qmp, machine, &options, promise, &mut journal, sink);
         undo.apply()?;
         journal.undone(token).map_err(anyhow::Error::from_boxed)?;
         outcome
@@ -361,7 +398,7 @@ impl Work<'_> {
         options: &CaptureOptions,
         promise: &Promise,
         journal: &mut JobJournal<'_>,
-        backup: &Backup,
+        sink: &Sink<'_>,
     ) -> Result<Captured> {
         let cancelled = || self.cx.cancel.is_set();
         let begun = Instant::now();
@@ -377,8 +414,8 @@ impl Work<'_> {
         self.report.point = Some(point);
         let limit = options.spool.deadline;
         let outcome = match &promise.twin {
-            Some(plan) => self.through_twin(&mut capture, machine, plan, backup, limit),
-            None => self.drain(&mut capture, machine, promise.consistency, backup, limit),
+            Some(twin) => self.through_twin(&mut capture, machine, twin, sink, limit),
+            None => self.drain(&mut capture, machine, promise.consistency, sink, limit),
         };
         let released = capture.release();
         let drained = outcome?;
@@ -403,7 +440,7 @@ impl Work<'_> {
         capture: &mut Capture<'_>,
         machine: &Machine,
         consistency: Consistency,
-        backup: &Backup,
+        sink: &Sink<'_>,
         limit: Duration,
     ) -> Result<Drained> {
         let cancelled = || self.cx.cancel.is_set();
@@ -415,7 +452,7 @@ impl Work<'_> {
         self.report.seconds.memory = begun.elapsed().as_secs_f64();
         Ok(Drained {
             memory,
-            disks: self.store_disks(capture, machine, backup)?,
+            disks: self.store_disks(capture, machine, sink)?,
             consistency,
         })
     }
@@ -425,13 +462,13 @@ impl Work<'_> {
         &mut self,
         capture: &Capture<'_>,
         machine: &Machine,
-        backup: &Backup,
+        sink: &Sink<'_>,
     ) -> Result<Vec<ContentDisk>> {
         let begun = Instant::now();
         let mut disks = Vec::new();
         for disk in machine.disks.iter().filter(|d| d.included) {
             failpoint::pass(&format!("read {}", disk.id))?;
-            disks.push(self.store_disk(capture, disk, backup)?);
+            disks.push(self.store_disk(capture, disk, sink)?);
         }
         self.report.seconds.disks = begun.elapsed().as_secs_f64();
         if self.cx.cancel.is_set() {
@@ -444,20 +481,22 @@ impl Work<'_> {
         &mut self,
         capture: &Capture<'_>,
         disk: &Disk,
-        backup: &Backup,
+        sink: &Sink<'_>,
     ) -> Result<ContentDisk> {
-        let options = Options {
-            request_timeout: NBD_TIMEOUT,
-            ..Options::with_contexts([context::BASE_ALLOCATION])
-        };
-        let client = Client::connect_unix(capture.nbd_socket(), &disk.id, &options)
-            .with_context(|| format!("cannot read the point-in-time view of disk {}", disk.id))?;
-        self.store_image(disk, client, backup)
+        let client = connect_to_point(capture, disk)?;
+        let (against, why_all) = sink.against(capture, disk, &client);
+        let stored = store::image(self.cx, sink.backup, disk, client, against, self.report)?;
+        self.note_reading(&disk.id, why_all);
+        Ok(stored)
     }
 
-    /// Stores what an NBD export shows as the image of `disk`.
-    fn store_image(&mut self, disk: &Disk, client: Client, backup: &Backup) -> Result<ContentDisk> {
-        store::image(self.cx, backup, disk, client, self.report)
+    /// Notes whether all of a disk was read, and why.
+    fn note_reading(&mut self, id: &str, why_all: Option<String>) {
+        self.report.disks.push(DiskReport {
+            id: id.to_owned(),
+            read: if why_all.is_some() { "all" } else { "changed" },
+            why: why_all,
+        });
     }
 
     fn store_memory(
@@ -481,6 +520,59 @@ impl Work<'_> {
     }
 }
 
+/// Where disks go, and what they build on.
+struct Sink<'a> {
+    backup: &'a Backup,
+    base: &'a Base,
+}
+
+impl Sink<'_> {
+    /// What a disk whose point is behind `client` is stored against, or why all of it is read.
+    fn against(
+        &self,
+        capture: &Capture<'_>,
+        disk: &Disk,
+        client: &Client,
+    ) -> (Against, Option<String>) {
+        let Some(base) = self.base.disk(&disk.id) else {
+            return (Against::default(), Some("nothing is known of it".into()));
+        };
+        let mut against = Against {
+            parent: base.parent.clone(),
+            changes: None,
+        };
+        if base.why_all.is_some() {
+            return (against, base.why_all.clone());
+        }
+        let context = capture.dirty_context(&disk.id);
+        let Some(context) = context.filter(|context| client.has_context(context)) else {
+            return (against, Some("QEMU does not show its bitmap".into()));
+        };
+        let mut changes = Changes::none(disk.size_bytes);
+        let is_dirty = |flags| flags & context::DIRTY != 0;
+        if let Err(error) = changes.add_marked(client, &context, is_dirty) {
+            return (against, Some(format!("its bitmap cannot be read: {error}")));
+        }
+        for (offset, length) in &base.twin_writes {
+            changes.add(*offset, *length);
+        }
+        against.changes = Some(changes);
+        (against, None)
+    }
+}
+
+/// Connects to a disk as it was at the point.
+fn connect_to_point(capture: &Capture<'_>, disk: &Disk) -> Result<Client> {
+    let base = std::iter::once(context::BASE_ALLOCATION.to_owned());
+    let contexts = base.chain(capture.dirty_context(&disk.id));
+    let options = Options {
+        request_timeout: NBD_TIMEOUT,
+        ..Options::with_contexts(contexts)
+    };
+    Client::connect_unix(capture.nbd_socket(), &disk.id, &options)
+        .with_context(|| format!("cannot read the point-in-time view of disk {}", disk.id))
+}
+
 /// The means of a capture of disks into the work folder `dir`.
 pub(crate) fn capture_options(
     cx: &Cx<'_>,
@@ -499,6 +591,7 @@ pub(crate) fn capture_options(
         .saturating_add(1);
     Ok(CaptureOptions {
         memory: false,
+        bitmaps: Vec::new(),
         outside: false,
         tag,
         dir,

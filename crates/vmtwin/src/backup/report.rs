@@ -26,6 +26,11 @@ pub(crate) struct BackupReport {
     pub(crate) point: Option<Point>,
     /// The twin, where there was one.
     pub(crate) twin: Option<TwinReport>,
+    /// Name of the dirty bitmap that notes what the guest writes from here on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bitmap: Option<String>,
+    /// How each disk was read.
+    pub(crate) disks: Vec<DiskReport>,
     /// Length of disks and memory.
     pub(crate) bytes_total: u64,
     /// Bytes read.
@@ -40,6 +45,18 @@ pub(crate) struct BackupReport {
     pub(crate) warnings: Vec<String>,
     /// Why it failed.
     pub(crate) error: Option<String>,
+}
+
+/// How a disk was read.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct DiskReport {
+    /// The disk.
+    pub(crate) id: String,
+    /// `changed`: what was written since an earlier snapshot; `all`.
+    pub(crate) read: &'static str,
+    /// Why all of it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
 }
 
 /// What became of the twin.

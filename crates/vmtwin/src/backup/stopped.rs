@@ -11,6 +11,7 @@ use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::qmp::QmpError;
 use vmtwin_repository::Backup;
 
+use super::store::{self, Against};
 use super::{Captured, Drained, Work};
 use crate::cli::Consistency;
 use crate::content::ContentDisk;
@@ -53,6 +54,7 @@ impl Work<'_> {
             time,
         };
         self.finish(&repository, backup, &machine, captured)
+            .map(drop)
     }
 
     fn store_stopped_disk(
@@ -65,8 +67,10 @@ impl Work<'_> {
         let image = Path::new(&machine.cwd).join(&disk.address);
         let (server, client) = NbdServer::start_reading(&image, &disk.format)
             .with_context(|| format!("cannot read disk {} of the stopped guest", disk.id))?;
-        let stored = self.store_image(disk, client, backup);
+        let against = Against::default();
+        let stored = store::image(self.cx, backup, disk, client, against, self.report);
         drop(server);
+        self.note_reading(&disk.id, Some("the guest was not running".into()));
         stored
     }
 }

@@ -2,21 +2,34 @@
 //! in the catalog.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use time::OffsetDateTime;
 use vmtwin_catalog::VmId;
 use vmtwin_hypervisor::machine::{Disk, Machine};
-use vmtwin_nbd::Client;
-use vmtwin_repository::{Backup, ImageOptions, Snapshot, SnapshotMeta};
+use vmtwin_nbd::{Client, context};
+use vmtwin_repository::{Backup, Image, ImageOptions, Snapshot, SnapshotMeta};
 
 use super::{BackupReport, Cx};
 use crate::content::{self, Content, ContentDisk};
 use crate::db::Db;
 use crate::failpoint;
 use crate::restore::NbdServer;
-use crate::source::NbdSource;
+use crate::source::{Changes, NbdSource};
 use crate::ui::BarProgress;
+
+/// Depth of what lies in an image itself, not below it.
+const IN_THE_OVERLAY: u32 = 1;
+
+/// What an image is stored against.
+#[derive(Default)]
+pub(crate) struct Against {
+    /// The disk's image in an earlier snapshot.
+    pub(crate) parent: Option<Arc<Image>>,
+    /// Where it may differ from that; `None`: anywhere.
+    pub(crate) changes: Option<Changes>,
+}
 
 /// Stores what an NBD export shows as the image of `disk`.
 pub(crate) fn image(
@@ -24,6 +37,7 @@ pub(crate) fn image(
     backup: &Backup,
     disk: &Disk,
     client: Client,
+    against: Against,
     report: &mut BackupReport,
 ) -> Result<ContentDisk> {
     let size_bytes = client.size_bytes();
@@ -34,8 +48,11 @@ pub(crate) fn image(
     let stats = backup
         .add_image(
             &content::disk_dir(&disk.id),
-            &NbdSource::new(client),
-            &ImageOptions::default(),
+            &NbdSource::new(client, against.changes),
+            &ImageOptions {
+                parent: against.parent,
+                ..ImageOptions::for_disk(size_bytes)
+            },
             &progress,
         )
         .with_context(|| {
@@ -51,16 +68,18 @@ pub(crate) fn image(
         id: disk.id.clone(),
         size_bytes,
         format: disk.format.clone(),
+        twin_writes: false,
     })
 }
 
-/// Stores an image that a twin left as disk `id` of `machine`.
+/// Stores an image that a twin left as disk `id` of `machine`. `against` is told what the twin wrote.
 pub(crate) fn finished(
     cx: &Cx<'_>,
     backup: &Backup,
     machine: &Machine,
     id: &str,
     (path, format): (&Path, &str),
+    against: impl FnOnce(&Disk, &Changes) -> Result<Against>,
     report: &mut BackupReport,
 ) -> Result<ContentDisk> {
     failpoint::pass(&format!("read finished {id}"))?;
@@ -68,9 +87,20 @@ pub(crate) fn finished(
     let disk = disk.with_context(|| format!("no disk {id}"))?;
     let (server, client) = NbdServer::start_reading(path, format)
         .with_context(|| format!("cannot read the finished disk {id}"))?;
-    let stored = image(cx, backup, disk, client, report);
+    let mut written = Changes::none(client.size_bytes());
+    written
+        .add_marked(&client, context::ALLOCATION_DEPTH, |depth| {
+            depth == IN_THE_OVERLAY
+        })
+        .context("what the twin wrote is not known")?;
+    let mut stored = image(cx, backup, disk, client, against(disk, &written)?, report)?;
     drop(server);
-    stored
+    let list = serde_json::to_vec(&written.stretches())?;
+    if list.len() as u64 <= content::MAX_JSON_BYTES {
+        backup.add_bytes(&content::twin_writes(id), &list)?;
+        stored.twin_writes = true;
+    }
+    Ok(stored)
 }
 
 /// Stores the machine and the list.

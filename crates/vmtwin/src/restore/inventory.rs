@@ -148,6 +148,7 @@ mod tests {
             id: id.into(),
             size_bytes: 1,
             format: "raw".into(),
+            twin_writes: false,
         }
     }
 

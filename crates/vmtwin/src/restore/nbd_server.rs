@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmtwin_hypervisor::process::without_our_settings;
-use vmtwin_nbd::{Client, Options};
+use vmtwin_nbd::{Client, Options, context};
 
 use super::error::RestoreError;
 
@@ -45,7 +45,8 @@ impl NbdServer {
     /// The same for reading an image of this format. Refused by QEMU's image locks while somebody
     /// may write to it.
     pub fn start_reading(image: &Path, format: &str) -> Result<(NbdServer, Client), RestoreError> {
-        NbdServer::start_with(image, &["--read-only", &format!("--format={format}")])
+        let format = format!("--format={format}");
+        NbdServer::start_with(image, &["--read-only", "--allocation-depth", &format])
     }
 
     fn start_with(image: &Path, flags: &[&str]) -> Result<(NbdServer, Client), RestoreError> {
@@ -79,7 +80,7 @@ impl NbdServer {
         let socket = self.dir.join("socket");
         let options = Options {
             request_timeout: REQUEST_TIMEOUT,
-            ..Options::with_contexts([vmtwin_nbd::context::BASE_ALLOCATION])
+            ..Options::with_contexts([context::BASE_ALLOCATION, context::ALLOCATION_DEPTH])
         };
         let start = Instant::now();
         loop {
