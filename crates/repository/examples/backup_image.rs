@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
         Err(error) => return Err(error.into()),
     };
     if let Some(parent) = &parent {
-        let image = repository.reader(parent)?.open_image("/image")?;
+        let image = repository.reader(parent)?.open_parent("/image")?;
         options.parent = Some(Arc::new(image));
     }
     let backup = repository.start_backup(&ingest)?;

@@ -39,13 +39,24 @@ impl std::fmt::Debug for Image {
 }
 
 /// Collects chunks of segments in their order.
-struct Assembly<'a> {
+pub(crate) struct Assembly<'a> {
     blobs: &'a BlobReader,
     zeros: ZeroIds,
     chunks: Vec<Chunk>,
 }
 
-impl Assembly<'_> {
+impl<'a> Assembly<'a> {
+    /// The chunks of the segments in a folder.
+    pub(crate) fn of_folder(blobs: &'a BlobReader, path: &str, tree: &Id) -> Result<Vec<Chunk>> {
+        let mut assembly = Assembly {
+            blobs,
+            zeros: ZeroIds::default(),
+            chunks: Vec::new(),
+        };
+        assembly.add_folder(path, tree, true)?;
+        Ok(assembly.chunks)
+    }
+
     /// Adds a folder's segments; sub-folders (one level of them) are groups of segments.
     fn add_folder(&mut self, path: &str, tree: &Id, groups_allowed: bool) -> Result<()> {
         let nodes = self.blobs.read_tree(tree)?.nodes;
@@ -90,13 +101,7 @@ impl Assembly<'_> {
 
 impl Image {
     pub(crate) fn open(blobs: Arc<BlobReader>, path: &str, tree: &Id) -> Result<Self> {
-        let mut assembly = Assembly {
-            blobs: &blobs,
-            zeros: ZeroIds::default(),
-            chunks: Vec::new(),
-        };
-        assembly.add_folder(path, tree, true)?;
-        let chunks = assembly.chunks;
+        let chunks = Assembly::of_folder(&blobs, path, tree)?;
         Ok(Self { blobs, chunks })
     }
 
@@ -171,17 +176,6 @@ impl Image {
     /// [`Error::Sink`], [`Error::Cancelled`], [`Error::Damaged`], whatever the store says.
     pub fn copy_to(&self, sink: &dyn ImageSink, progress: &dyn Progress) -> Result<CopyStats> {
         copy::copy_image(&self.blobs, &self.chunks, sink, progress)
-    }
-
-    /// The chunks that make up exactly this range, if there are such.
-    pub(crate) fn chunks_of(&self, start: u64, length: u64) -> Option<&[Chunk]> {
-        let end = start
-            .checked_add(length)
-            .filter(|end| *end <= self.size_bytes())?;
-        let first = self.position(start);
-        let last = self.position(end - 1);
-        let fits = length > 0 && self.start(first) == start && self.chunks.get(last)?.end == end;
-        fits.then(|| &self.chunks[first..=last])
     }
 
     /// Number of the chunk that holds a byte.

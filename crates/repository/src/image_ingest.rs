@@ -3,22 +3,20 @@
 //! Every lane does all steps for its run, so as many reads are in flight as there are lanes, and
 //! nothing queues up between steps. The caller's thread only watches for a cancel.
 
+use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::blob_writer::{BlobWriter, Scratch, Stored};
 use crate::control::{Control, POLL, most_telling};
 use crate::error::{Error, Result};
 use crate::id::Id;
-use crate::image::Image;
 use crate::image_source::{ImageSource, Progress, ProgressDelta};
-use crate::layout::{FLAT_SEGMENTS, GROUP_SEGMENTS, SEGMENT_GRAINS, group_name, segment_name};
+use crate::image_trees::{ImageTrees, Slot};
 use crate::options::ImageOptions;
 use crate::pack::BlobKind;
+use crate::parent::ParentImage;
 use crate::plan::{Parts, Planner, Work};
 use crate::stats::ImageStats;
-use crate::tree::Node;
-use crate::tree_builder::store_tree;
 use crate::zero::is_zero;
 
 /// What an image needs of its backup.
@@ -30,24 +28,15 @@ pub(crate) struct Context<'a> {
     pub(crate) zstd_level: i32,
 }
 
-/// The chunks of one grain.
-#[derive(Clone, Default)]
-enum Slot {
-    #[default]
-    Zero,
-    One(Id),
-    Pieces(Box<[Id]>),
-}
-
 struct Ingest<'a> {
     context: &'a Context<'a>,
     source: &'a dyn ImageSource,
     progress: &'a dyn Progress,
-    parent: Option<&'a Image>,
+    parent: Option<&'a ParentImage>,
     grain_bytes: usize,
     piece_bytes: usize,
     planner: Planner<'a>,
-    slots: Mutex<Vec<Slot>>,
+    trees: ImageTrees<'a>,
     zero_piece: OnceLock<Id>,
 }
 
@@ -67,10 +56,6 @@ pub(crate) fn ingest(
 ) -> Result<(Id, ImageStats)> {
     let (grain_bytes, piece_bytes) = options.lengths()?;
     let size_bytes = source.size_bytes();
-    let grains = usize::try_from(size_bytes.div_ceil(grain_bytes as u64));
-    let grains = grains.map_err(|_| Error::InvalidOption {
-        reason: "the image is too long for its grain".to_owned(),
-    })?;
     let ingest = Ingest {
         context,
         source,
@@ -79,12 +64,13 @@ pub(crate) fn ingest(
         grain_bytes,
         piece_bytes,
         planner: Planner::new(source, size_bytes, grain_bytes),
-        slots: Mutex::new(vec![Slot::Zero; grains]),
+        trees: ImageTrees::new(context.writer, size_bytes, grain_bytes)?,
         zero_piece: OnceLock::new(),
     };
     let mut stats = ingest.run_lanes()?;
     stats.bytes_total = size_bytes;
-    let tree = ingest.store_trees(size_bytes, &mut stats)?;
+    let mut scratch = Scratch::new(context.zstd_level)?;
+    let tree = ingest.trees.finish(&mut scratch, &mut stats)?;
     Ok((tree, stats))
 }
 
@@ -143,15 +129,14 @@ impl Ingest<'_> {
         {
             self.context.control.check()?;
             match work {
-                Work::Zero { bytes } => {
-                    lane.stats.bytes_zero += bytes;
-                    self.advance(bytes, 0, 0);
+                Work::Zero { first, grains } => {
+                    let (start, _) = self.planner.range(first);
+                    let (last, length) = self.planner.range(first + grains - 1);
+                    lane.stats.bytes_zero += last + length - start;
+                    self.put(first, vec![Slot::Zero; grains], &mut lane)?;
+                    self.advance(last + length - start, 0, 0);
                 }
-                Work::Unchanged { first, grains } => {
-                    for grain in first..first + grains {
-                        self.take_over(grain, &mut lane)?;
-                    }
-                }
+                Work::Unchanged { first, grains } => self.take_over(first, grains, &mut lane)?,
                 Work::Read { first, grains } => {
                     let (start, _) = self.planner.range(first);
                     let (last, length) = self.planner.range(first + grains - 1);
@@ -180,46 +165,66 @@ impl Ingest<'_> {
         });
     }
 
-    fn slots(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn put(&self, first: usize, slots: Vec<Slot>, lane: &mut Lane) -> Result<()> {
+        let slots = slots.into_iter();
+        self.trees
+            .put(first, slots, &mut lane.scratch, &mut lane.stats)
     }
 
-    /// Takes a grain from the parent, or reads it if the parent cannot give it.
-    fn take_over(&self, grain: usize, lane: &mut Lane) -> Result<()> {
-        let (start, length) = self.planner.range(grain);
-        let known = |id: &Id| self.context.writer.has(BlobKind::Data, id);
-        match self.parent_slot(start, length) {
-            Some(Slot::Zero) => lane.stats.bytes_zero += length,
-            Some(Slot::One(id)) if known(&id) => {
-                lane.stats.chunks += 1;
-                self.slots()[grain] = Slot::One(id);
+    /// Takes grains from the parent, and reads those that it cannot give.
+    fn take_over(&self, first: usize, grains: usize, lane: &mut Lane) -> Result<()> {
+        let mut taken = Vec::with_capacity(grains);
+        for grain in first..first + grains {
+            let (start, length) = self.planner.range(grain);
+            match self
+                .parent_slot(start, length)
+                .filter(|slot| self.knows(slot))
+            {
+                Some(slot) => {
+                    lane.stats.chunks += slot.chunks();
+                    if slot.chunks() == 0 {
+                        lane.stats.bytes_zero += length;
+                    }
+                    taken.push(slot);
+                    self.advance(length, 0, 0);
+                }
+                None => {
+                    let before = std::mem::take(&mut taken);
+                    self.put(grain - before.len(), before, lane)?;
+                    self.read_run(grain, 1, &[(start, length)], lane)?;
+                }
             }
-            Some(Slot::Pieces(ids)) if ids.iter().all(known) => {
-                lane.stats.chunks += ids.len() as u64;
-                self.slots()[grain] = Slot::Pieces(ids);
-            }
-            _ => return self.read_run(grain, 1, &[(start, length)], lane),
         }
-        self.advance(length, 0, 0);
-        Ok(())
+        self.put(first + grains - taken.len(), taken, lane)
+    }
+
+    /// Whether all chunks of a grain are in the repository.
+    fn knows(&self, slot: &Slot) -> bool {
+        let known = |id: &Id| self.context.writer.has(BlobKind::Data, id);
+        match slot {
+            Slot::Zero => true,
+            Slot::One(id) => known(id),
+            Slot::Pieces(ids) => ids.iter().all(known),
+        }
     }
 
     /// What the parent has at a grain, if its chunks are laid out as ours would be.
     fn parent_slot(&self, start: u64, length: u64) -> Option<Slot> {
         let chunks = self.parent?.chunks_of(start, length)?;
-        match chunks {
-            [only] if only.zero => Some(Slot::Zero),
-            [only] => Some(Slot::One(only.id)),
+        match chunks.as_slice() {
+            [(only, _)] if only.zero => Some(Slot::Zero),
+            [(only, _)] => Some(Slot::One(only.id)),
             pieces => {
-                let mut at = start;
-                for piece in pieces {
-                    let expected = (self.piece_bytes as u64).min(start + length - at);
-                    if piece.end - at != expected {
+                let mut left = length;
+                for (_, piece_bytes) in pieces {
+                    if *piece_bytes != left.min(self.piece_bytes as u64) {
                         return None;
                     }
-                    at = piece.end;
+                    left -= piece_bytes;
                 }
-                Some(Slot::Pieces(pieces.iter().map(|piece| piece.id).collect()))
+                Some(Slot::Pieces(
+                    pieces.iter().map(|(piece, _)| piece.id).collect(),
+                ))
             }
         }
     }
@@ -265,7 +270,7 @@ impl Ingest<'_> {
             *id = self.store_piece(&piece[..length], lane)?;
             lane.buffer = piece;
         }
-        self.slots()[grain] = Slot::Pieces(ids);
+        self.put(grain, vec![Slot::Pieces(ids)], lane)?;
         self.advance(grain_length, read, lane.stats.bytes_new - new_before);
         Ok(())
     }
@@ -314,7 +319,7 @@ impl Ingest<'_> {
             self.context.control.check()?;
             let new_before = lane.stats.bytes_new;
             let slot = self.store_grain(first + number, data, lane)?;
-            self.slots()[first + number] = slot;
+            self.put(first + number, vec![slot], lane)?;
             self.advance(data.len() as u64, 0, lane.stats.bytes_new - new_before);
         }
         lane.buffer = buffer;
@@ -367,75 +372,4 @@ impl Ingest<'_> {
         lane.stats.count(data.len(), stored);
         Ok(stored)
     }
-
-    /// Stores the trees of all segments, sub-folders as they are complete.
-    fn store_trees(&self, size_bytes: u64, stats: &mut ImageStats) -> Result<Id> {
-        let mut scratch = Scratch::new(self.context.zstd_level)?;
-        let slots = std::mem::take(&mut *self.slots());
-        let mut zeros = Zeros::default();
-        let mut segments = Vec::new();
-        let mut groups = Vec::new();
-        // An empty image is one empty segment, so that it is a folder of segments like any other.
-        let parts: Vec<&[Slot]> = match slots.is_empty() {
-            true => vec![&[]],
-            false => slots.chunks(SEGMENT_GRAINS).collect(),
-        };
-        let nested = parts.len() > FLAT_SEGMENTS;
-        let segment_bytes = (SEGMENT_GRAINS * self.grain_bytes) as u64;
-        for (number, part) in parts.iter().enumerate() {
-            self.context.control.check()?;
-            let start = number as u64 * segment_bytes;
-            let size = segment_bytes.min(size_bytes - start);
-            let mut content = Vec::with_capacity(part.len());
-            for (offset, slot) in part.iter().enumerate() {
-                let (_, length) = self.planner.range(number * SEGMENT_GRAINS + offset);
-                match slot {
-                    Slot::Zero => {
-                        content.push(self.zero_chunk(length, &mut zeros, &mut scratch, stats)?);
-                    }
-                    Slot::One(id) => content.push(*id),
-                    Slot::Pieces(ids) => content.extend_from_slice(ids),
-                }
-            }
-            segments.push(Node::file(&segment_name(number), size, content));
-            let last = number + 1 == parts.len();
-            if nested && (segments.len() == GROUP_SEGMENTS || last) {
-                let nodes = std::mem::take(&mut segments);
-                let tree = store_tree(nodes, self.context.writer, &mut scratch)?;
-                groups.push(Node::folder(&group_name(groups.len()), tree));
-            }
-        }
-        let nodes = if nested { groups } else { segments };
-        store_tree(nodes, self.context.writer, &mut scratch)
-    }
-
-    /// The zero chunk of a length; it is hashed and stored once.
-    fn zero_chunk(
-        &self,
-        length: u64,
-        zeros: &mut Zeros,
-        scratch: &mut Scratch,
-        stats: &mut ImageStats,
-    ) -> Result<Id> {
-        stats.chunks += 1;
-        if let Some((_, id)) = zeros.known.iter().find(|(known, _)| *known == length) {
-            return Ok(*id);
-        }
-        let data = vec![0; length as usize];
-        let id = Id::of(&data);
-        let stored = self
-            .context
-            .writer
-            .store(BlobKind::Data, id, &data, scratch)?;
-        stats.count(data.len(), stored);
-        stats.chunks -= 1;
-        zeros.known.push((length, id));
-        Ok(id)
-    }
-}
-
-/// Zero chunks by their length: a whole grain, and the last grain of the image.
-#[derive(Default)]
-struct Zeros {
-    known: Vec<(u64, Id)>,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::parent::ParentImage;
 
 /// Options of one backup run.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ pub struct ImageOptions {
     /// The image this one developed from, in the same repository. Needed for
     /// [`crate::ExtentKind::Unchanged`] and for splitting; the grain must be the same for the
     /// parent to be of any use.
-    pub parent: Option<Arc<Image>>,
+    pub parent: Option<Arc<ParentImage>>,
 }
 
 impl Default for ImageOptions {

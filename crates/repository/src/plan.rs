@@ -14,7 +14,7 @@ const MAX_STEP_GRAINS: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     /// Whole grains that are zero.
-    Zero { bytes: u64 },
+    Zero { first: usize, grains: usize },
     /// Whole grains that are as in the parent.
     Unchanged { first: usize, grains: usize },
     /// Whole grains to read.
@@ -108,7 +108,7 @@ impl<'a> Planner<'a> {
             let parts = self.mixed(&mut cursor, start, start + length)?;
             cursor.next = start + length;
             return Ok(Some(match parts.is_empty() {
-                true => Work::Zero { bytes: length },
+                true => Work::Zero { first, grains: 1 },
                 false => Work::Mixed {
                     grain: first,
                     parts,
@@ -125,9 +125,7 @@ impl<'a> Planner<'a> {
             .min(start + grains as u64 * self.grain_bytes);
         cursor.next = stop;
         Ok(Some(match kind {
-            ExtentKind::Hole | ExtentKind::Zero => Work::Zero {
-                bytes: stop - start,
-            },
+            ExtentKind::Hole | ExtentKind::Zero => Work::Zero { first, grains },
             ExtentKind::Unchanged => Work::Unchanged { first, grains },
             ExtentKind::Data => Work::Read { first, grains },
         }))
@@ -278,7 +276,7 @@ mod tests {
                     last + length - planner.range(first).0
                 };
                 done += match work {
-                    Work::Zero { bytes } => bytes,
+                    Work::Zero { first, grains } => span(first, grains),
                     Work::Unchanged { first, grains } => {
                         read += span(first, grains);
                         span(first, grains)

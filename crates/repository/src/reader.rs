@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::image::Image;
 use crate::pack::BlobKind;
+use crate::parent::ParentImage;
 use crate::snapshot::Snapshot;
 use crate::tree::{Node, NodeKind};
 use crate::tree_builder::split;
@@ -114,6 +115,14 @@ impl SnapshotReader {
     /// [`Error::NotFound`]; [`Error::Damaged`] also for a folder that is no image.
     pub fn open_image(&self, dir: &str) -> Result<Image> {
         Image::open(Arc::clone(&self.blobs), dir, &self.folder(dir)?)
+    }
+
+    /// Opens an image to build another one on it.
+    ///
+    /// # Errors
+    /// As [`Self::open_image`].
+    pub fn open_parent(&self, dir: &str) -> Result<ParentImage> {
+        ParentImage::open(Arc::clone(&self.blobs), dir, &self.folder(dir)?)
     }
 
     fn copy_node(&self, path: &str, node: &Node, writer: &mut dyn Write) -> Result<u64> {

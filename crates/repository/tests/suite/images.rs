@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::{Quiet, TestImage, TestRepository, TestSink, grain, meta, noise, small};
 use proptest::prelude::*;
 use vmtwin_repository::{
-    Error, ExtentKind, Image, ImageOptions, IngestOptions, Snapshot, SparseFile,
+    Error, ExtentKind, Image, ImageOptions, IngestOptions, ParentImage, Snapshot, SparseFile,
 };
 
 fn open(test: &TestRepository, snapshot: &Snapshot) -> Image {
@@ -14,6 +14,11 @@ fn open(test: &TestRepository, snapshot: &Snapshot) -> Image {
         .unwrap()
         .open_image("/disks/vda")
         .unwrap()
+}
+
+fn open_parent(test: &TestRepository, snapshot: &Snapshot) -> Arc<ParentImage> {
+    let reader = test.repository.reader(snapshot).unwrap();
+    Arc::new(reader.open_parent("/disks/vda").unwrap())
 }
 
 fn whole(image: &Image) -> Vec<u8> {
@@ -128,7 +133,7 @@ fn incremental_backups_read_and_store_what_changed() {
             (8 << 20, ExtentKind::Unchanged),
         ];
         let mut options = grain(64);
-        options.parent = Some(Arc::new(open(&test, &parent)));
+        options.parent = Some(open_parent(&test, &parent));
         let backup = test.repository.start_backup(&small()).unwrap();
         let stats = backup
             .add_image("/disks/vda", &image, &options, &Quiet::default())
@@ -145,6 +150,37 @@ fn incremental_backups_read_and_store_what_changed() {
     test.check();
 }
 
+/// Groups of segments are read and written one by one: an image of several, changed in some.
+#[test]
+fn increments_of_a_long_image() {
+    let test = TestRepository::new();
+    let length = 75 << 20;
+    let mut image = TestImage::new(vec![0; length]);
+    image.data[5 << 20..7 << 20].copy_from_slice(&noise(30, 2 << 20));
+    image.data[length - 5000..].copy_from_slice(&noise(31, 5000));
+    let mut parent = test.backup(&image, &grain(4));
+    for (round, at) in [(0, 16 << 20), (1, (32 << 20) - 6000), (2, length - 9000)] {
+        image.data[at..at + 9000].copy_from_slice(&noise(40 + round, 9000));
+        let changed = at as u64;
+        image.extents = vec![
+            (changed, ExtentKind::Unchanged),
+            (changed + 9000, ExtentKind::Data),
+            (length as u64, ExtentKind::Unchanged),
+        ];
+        let mut options = grain(4);
+        options.parent = Some(open_parent(&test, &parent));
+        let backup = test.repository.start_backup(&small()).unwrap();
+        let stats = backup
+            .add_image("/disks/vda", &image, &options, &Quiet::default())
+            .unwrap();
+        assert!(stats.bytes_read <= 9000 + 2 * 4096, "{stats:?}");
+        assert_eq!(stats.bytes_total, length as u64);
+        parent = backup.finish(meta()).unwrap();
+        assert!(whole(&open(&test, &parent)) == image.data, "round {round}");
+    }
+    test.check();
+}
+
 #[test]
 fn a_parent_that_cannot_serve_means_reading_everything() {
     let test = TestRepository::new();
@@ -157,7 +193,7 @@ fn a_parent_that_cannot_serve_means_reading_everything() {
         .add_image("/a", &image, &options, &Quiet::default())
         .unwrap();
     assert_eq!(stats.bytes_read, 3 << 20);
-    options.parent = Some(Arc::new(open(&test, &parent)));
+    options.parent = Some(open_parent(&test, &parent));
     let stats = none
         .add_image("/disks/vda", &image, &options, &Quiet::default())
         .unwrap();
@@ -201,7 +237,7 @@ fn any_chain_of_increments_reads_back() {
                     (length as u64, ExtentKind::Unchanged),
                 ];
                 let mut options = grain(16);
-                options.parent = Some(Arc::new(open(&test, &parent)));
+                options.parent = Some(open_parent(&test, &parent));
                 parent = test.backup(&image, &options);
                 prop_assert!(whole(&open(&test, &parent)) == image.data);
             }

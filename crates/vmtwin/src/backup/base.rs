@@ -21,7 +21,7 @@ use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_hypervisor::undo::{GuestRef, Undo};
-use vmtwin_repository::{Backup, Image, Repository, SnapshotReader};
+use vmtwin_repository::{Backup, ParentImage, Repository, SnapshotReader};
 
 use super::{CONNECT_TIMEOUT, Work};
 use crate::cli::Consistency;
@@ -35,7 +35,7 @@ const MAX_SNAPSHOTS: usize = 50;
 #[derive(Default)]
 pub(super) struct DiskBase {
     /// Its image in an earlier snapshot.
-    pub(super) parent: Option<Arc<Image>>,
+    pub(super) parent: Option<Arc<ParentImage>>,
     /// The bitmap that notes what was written since.
     pub(super) bitmap: Option<String>,
     /// What that snapshot's twin wrote: offset and length.
@@ -274,14 +274,14 @@ fn parent_of(
     disk: &Disk,
     reader: &SnapshotReader,
     content: &Content,
-) -> Result<(Image, Vec<(u64, u64)>)> {
+) -> Result<(ParentImage, Vec<(u64, u64)>)> {
     let stored = content.disks.iter().find(|stored| stored.id == disk.id);
     let stored = stored.context("it does not hold this disk")?;
     anyhow::ensure!(
         stored.size_bytes == disk.size_bytes,
         "the disk's size has changed"
     );
-    let image = reader.open_image(&content::disk_dir(&disk.id))?;
+    let image = reader.open_parent(&content::disk_dir(&disk.id))?;
     anyhow::ensure!(
         image.size_bytes() == disk.size_bytes,
         "its image has another size"

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use vmtwin_catalog::VmId;
 use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_nbd::{Client, context};
-use vmtwin_repository::{Backup, Image, ImageOptions, Snapshot, SnapshotMeta};
+use vmtwin_repository::{Backup, ImageOptions, ParentImage, Snapshot, SnapshotMeta};
 
 use super::{BackupReport, Cx};
 use crate::content::{self, Content, ContentDisk};
@@ -26,7 +26,7 @@ const IN_THE_OVERLAY: u32 = 1;
 #[derive(Default)]
 pub(crate) struct Against {
     /// The disk's image in an earlier snapshot.
-    pub(crate) parent: Option<Arc<Image>>,
+    pub(crate) parent: Option<Arc<ParentImage>>,
     /// Where it may differ from that; `None`: anywhere.
     pub(crate) changes: Option<Changes>,
 }
