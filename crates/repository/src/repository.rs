@@ -17,7 +17,7 @@ use crate::password::Password;
 use crate::reader::SnapshotReader;
 use crate::rustic::{self, Opened};
 use crate::snapshot::{DamagedSnapshot, Snapshot, SnapshotFile, SnapshotList};
-use crate::store::{FileName, Kind, Store};
+use crate::store::{FileName, Kind, Store, StoreOptions};
 use crate::unpacked;
 
 /// The version of the format that we write.
@@ -54,7 +54,7 @@ impl Repository {
     /// # Errors
     /// [`Error::AlreadyExists`]; whatever the store says.
     pub fn init(location: &Location, password: &Password) -> Result<Self> {
-        Self::init_with(location.store(), password)
+        Self::init_with(location.store(&StoreOptions::default())?, password)
     }
 
     /// Makes a repository on any store.
@@ -82,7 +82,7 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::WrongPassword`], [`Error::Unsupported`] for another
     /// version of the format, [`Error::Damaged`], whatever the store says.
     pub fn open(location: &Location, password: &Password) -> Result<Self> {
-        Self::open_with(location.store(), password)
+        Self::open_with(location.store(&StoreOptions::default())?, password)
     }
 
     /// Opens a repository on any store.

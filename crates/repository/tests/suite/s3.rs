@@ -1,0 +1,569 @@
+//! Repositories in S3: a real service that checks signatures, and a proxy that spoils what it and
+//! we say.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::common::{PASSWORD, Quiet, TestImage, TestSink, files, grain, meta, noise, small};
+use vmtwin_repository::{
+    Error, FileName, Id, Kind, Location, Password, Patience, Repository, Snapshot, Store,
+    StoreOptions,
+};
+use vmtwin_testkit::s3::{Fault, FaultProxy, S3Server};
+
+/// Short waits, so that giving up takes a test less than a second or two.
+fn brisk() -> Patience {
+    Patience {
+        connect: Duration::from_secs(2),
+        silence: Duration::from_millis(400),
+        request: Duration::from_secs(2),
+        give_up: Duration::from_millis(700),
+        give_up_unreached: Duration::from_millis(300),
+        first_pause: Duration::from_millis(10),
+    }
+}
+
+/// A service with a proxy before it, and a store that goes through the proxy.
+struct Service {
+    server: S3Server,
+    proxy: FaultProxy,
+    store: Arc<dyn Store>,
+}
+
+impl Service {
+    fn start() -> Self {
+        Self::with(brisk(), None)
+    }
+
+    fn with(patience: Patience, cancel: Option<Arc<AtomicBool>>) -> Self {
+        let server = S3Server::start();
+        let proxy = FaultProxy::start(server.port());
+        let options = StoreOptions {
+            cancel,
+            patience,
+            environment: environment(),
+        };
+        let store = location(&proxy.endpoint()).store(&options).unwrap();
+        store.create().unwrap();
+        Self {
+            server,
+            proxy,
+            store,
+        }
+    }
+
+    fn repository(&self) -> Repository {
+        Repository::init_with(Arc::clone(&self.store), &Password::from(PASSWORD)).unwrap()
+    }
+
+    /// What the service holds under a name.
+    fn stored(&self, file: &FileName) -> Option<Vec<u8>> {
+        let path = self
+            .server
+            .bucket_dir("vms")
+            .join("site/one")
+            .join(file.path());
+        std::fs::read(path).ok()
+    }
+
+    /// Stock restic, straight to the service.
+    fn restic(&self, args: &[&str]) -> String {
+        let mut command = Command::new("restic");
+        command.envs(S3Server::keys());
+        let output = command
+            .args([
+                "--no-cache",
+                "-r",
+                &location(&self.server.endpoint()).to_string(),
+            ])
+            .args(args)
+            .env("RESTIC_PASSWORD", PASSWORD)
+            .output()
+            .expect("these tests need `restic` installed");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "restic {args:?}: {told}{errors}");
+        told
+    }
+}
+
+fn location(endpoint: &str) -> Location {
+    Location::parse(&format!("s3:{endpoint}/vms/site/one")).unwrap()
+}
+
+/// As a user's environment would have it.
+fn environment() -> Option<HashMap<String, String>> {
+    let keys = S3Server::keys().into_iter();
+    Some(keys.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+fn pack(data: &[u8]) -> FileName {
+    FileName::new(Kind::Pack, Id::of(data))
+}
+
+fn back_up(repository: &Repository, seed: u64) -> Result<Snapshot, Error> {
+    let backup = repository.start_backup(&small())?;
+    let image = TestImage::mixed(seed, 8 << 20);
+    backup.add_image("/disks/vda", &image, &grain(64), &Quiet::default())?;
+    backup.add_bytes("/machine.json", b"{}")?;
+    backup.finish(meta())
+}
+
+/// The image of a snapshot is that of the seed.
+fn assert_restored(repository: &Repository, snapshot: &Snapshot, seed: u64) {
+    let reader = repository.reader(snapshot).unwrap();
+    let image = reader.open_image("/disks/vda").unwrap();
+    let sink = TestSink::new(image.size_bytes());
+    image.copy_to(&sink, &Quiet::default()).unwrap();
+    assert!(sink.0.into_inner().unwrap() == TestImage::mixed(seed, 8 << 20).data);
+}
+
+#[test]
+fn objects_come_and_go() {
+    let service = Service::start();
+    let store = &service.store;
+    let data = noise(1, 3 << 20);
+    let file = pack(&data);
+    assert!(store.list(Kind::Pack).unwrap().is_empty());
+    let none = store.read_full(&file, 9).unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
+    store.write(&file, &data).unwrap();
+    store.write(&file, &data).unwrap();
+    assert_eq!(service.stored(&file).unwrap(), data);
+    let listed = store.list(Kind::Pack).unwrap();
+    assert_eq!((listed.len(), listed[0].id), (1, file.id));
+    assert_eq!(listed[0].size_bytes, data.len() as u64);
+    assert!(store.list(Kind::Snapshot).unwrap().is_empty());
+    assert!(store.read_full(&file, data.len() as u64).unwrap() == data);
+    let long = store.read_full(&file, data.len() as u64 - 1).unwrap_err();
+    assert_eq!(long.kind(), ErrorKind::FileTooLarge);
+    for (offset, length) in [
+        (0, 1),
+        (7, 4096),
+        (data.len() - 5, 5),
+        (3, 0),
+        (0, data.len()),
+    ] {
+        let mut part = vec![0; length];
+        store.read_range(&file, offset as u64, &mut part).unwrap();
+        assert!(part == data[offset..offset + length], "{offset} {length}");
+    }
+    for offset in [data.len() - 4, data.len(), data.len() + 9] {
+        let error = store
+            .read_range(&file, offset as u64, &mut [0; 5])
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{offset}: {error}");
+    }
+    store.remove(&file).unwrap();
+    store.remove(&file).unwrap();
+    assert!(store.list(Kind::Pack).unwrap().is_empty());
+}
+
+#[test]
+fn the_configuration_is_never_replaced() {
+    let service = Service::start();
+    let store = &service.store;
+    let config = FileName::CONFIG;
+    // The answer to the first attempt is lost: the second one finds its own work.
+    service.proxy.spoil("PUT", "config", Fault::DropAnswer, 1);
+    store.write(&config, b"ours").unwrap();
+    assert_eq!(store.list(Kind::Config).unwrap().len(), 1);
+    let error = store.write(&config, b"else").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.read_full(&config, 9).unwrap(), b"ours");
+
+    // Somebody is faster than us, between our look and our request.
+    store.remove(&config).unwrap();
+    let other = location(&service.server.endpoint());
+    let options = StoreOptions {
+        environment: environment(),
+        ..StoreOptions::default()
+    };
+    let other = other.store(&options).unwrap();
+    service.proxy.set_rule(move |request| {
+        if request.method == "PUT" {
+            other.write(&FileName::CONFIG, b"theirs").unwrap();
+        }
+        Fault::Pass
+    });
+    let error = store.write(&config, b"ours").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    assert_eq!(service.stored(&config).unwrap(), b"theirs");
+
+    // A service that does not know conditions: the look alone has to do.
+    store.remove(&config).unwrap();
+    let refusal = "<Error><Code>NotImplemented</Code></Error>";
+    service
+        .proxy
+        .spoil("PUT", "config", Fault::Answer(501, refusal), 1);
+    store.write(&config, b"ours").unwrap();
+    assert_eq!(service.stored(&config).unwrap(), b"ours");
+}
+
+#[test]
+fn a_listing_is_complete() {
+    let service = Service::start();
+    let folder = service.server.bucket_dir("vms").join("site/one");
+    std::fs::create_dir_all(folder.join("index")).unwrap();
+    for number in 0..2345u32 {
+        let file = FileName::new(Kind::Index, Id::of(&number.to_le_bytes()));
+        std::fs::write(folder.join(file.path()), b"x").unwrap();
+    }
+    std::fs::write(folder.join("index/README"), b"not ours").unwrap();
+    let mut ids: Vec<Id> = service
+        .store
+        .list(Kind::Index)
+        .unwrap()
+        .into_iter()
+        .map(|file| file.id)
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 2345);
+    assert!(service.proxy.requests() >= 3, "pages of a thousand");
+    // A page that is spoilt is asked for again, or the listing fails; it is never short.
+    for fault in [
+        Fault::CutBody(50),
+        Fault::ShortBody(50),
+        Fault::DropAnswer,
+        Fault::Answer(200, "<Error><Code>InternalError</Code></Error>"),
+        Fault::Answer(200, ""),
+        Fault::Answer(200, "<html>welcome to this network</html>"),
+    ] {
+        service.proxy.spoil("GET", "list-type", fault.clone(), 1);
+        assert_eq!(
+            service.store.list(Kind::Index).unwrap().len(),
+            2345,
+            "{fault:?}"
+        );
+        service.proxy.spoil("GET", "list-type", fault.clone(), 1000);
+        let error = service.store.list(Kind::Index).unwrap_err();
+        assert!(
+            error.to_string().contains("given up after"),
+            "{fault:?}: {error}"
+        );
+    }
+}
+
+const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>";
+
+/// What passes is tried again until it is done.
+#[test]
+fn faults_that_pass() {
+    let service = Service::start();
+    for (number, fault) in [
+        Fault::Answer(503, SLOW_DOWN),
+        Fault::Answer(500, ""),
+        Fault::Answer(400, "<Error><Code>RequestTimeout</Code></Error>"),
+        Fault::Answer(200, "<Error><Code>InternalError</Code></Error>"),
+        Fault::AnswerAfter(502, "<html>bad gateway</html>"),
+        Fault::DropInRequest,
+        Fault::DropAnswer,
+        Fault::FlipRequest,
+        Fault::Stall,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let data = noise(number as u64 + 1, 300_000);
+        let file = pack(&data);
+        service.proxy.spoil("PUT", "data/", fault.clone(), 1);
+        service
+            .store
+            .write(&file, &data)
+            .unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+        assert_eq!(service.proxy.requests(), 2, "{fault:?}");
+        assert!(service.stored(&file).unwrap() == data, "{fault:?}");
+    }
+    let data = noise(1, 300_000);
+    let file = pack(&data);
+    for fault in [
+        Fault::Answer(503, SLOW_DOWN),
+        Fault::CutBody(50),
+        Fault::ShortBody(50),
+        Fault::DropAnswer,
+        Fault::FlipAnswer,
+        Fault::Stall,
+        Fault::Answer(200, "<Error><Code>InternalError</Code></Error>"),
+    ] {
+        service.proxy.spoil("GET", "data/", fault.clone(), 1);
+        let read = service.store.read_full(&file, 1 << 20);
+        assert!(read.unwrap() == data, "{fault:?}");
+        assert_eq!(service.proxy.requests(), 2, "{fault:?}");
+        if fault == Fault::FlipAnswer {
+            // A part has no hash of its own: the blobs in it have.
+            continue;
+        }
+        service.proxy.spoil("GET", "data/", fault.clone(), 1);
+        let mut part = vec![0; 100_000];
+        let read = service.store.read_range(&file, 9, &mut part);
+        match fault {
+            Fault::Answer(200, _) => {
+                assert_eq!(read.unwrap_err().kind(), ErrorKind::Unsupported);
+            }
+            _ => {
+                read.unwrap();
+                assert!(part == data[9..100_009], "{fault:?}");
+            }
+        }
+    }
+}
+
+/// What lasts is given up in time; the error names what to do, and nothing is published.
+#[test]
+fn faults_that_last() {
+    let service = Service::start();
+    let data = noise(1, 300_000);
+    let file = pack(&data);
+    let denied = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>";
+    for (fault, words) in [
+        (
+            Fault::Answer(503, SLOW_DOWN),
+            ["503 SlowDown", "overloaded"],
+        ),
+        (
+            Fault::Answer(403, denied),
+            ["403 AccessDenied", "s3:PutObject"],
+        ),
+        (Fault::Stall, ["timed out", "given up after"]),
+        (
+            Fault::DropInRequest,
+            ["cannot reach http://127.0.0.1", "given up after"],
+        ),
+        (Fault::FlipRequest, ["400 BadDigest", "given up after"]),
+    ] {
+        service.proxy.spoil("PUT", "data/", fault.clone(), 1000);
+        let began = Instant::now();
+        let error = service.store.write(&file, &data).unwrap_err().to_string();
+        assert!(began.elapsed() < Duration::from_secs(5), "{fault:?}");
+        for word in words {
+            assert!(error.contains(word), "{fault:?}: {error}");
+        }
+        assert!(!error.contains("Signature") && !error.contains(S3Server::SECRET_KEY));
+        if fault != Fault::FlipRequest {
+            assert!(service.stored(&file).is_none(), "{fault:?}");
+        }
+    }
+    // An answer that never ends.
+    service.proxy.set_rule(|_| Fault::Pass);
+    service.store.write(&file, &data).unwrap();
+    let trickle = Fault::Trickle(Duration::from_millis(20));
+    let (data, file) = (&data[..9000], pack(&data[..9000]));
+    service.store.write(&file, data).unwrap();
+    service.proxy.spoil("GET", "data/", trickle, 1000);
+    let began = Instant::now();
+    let error = service.store.read_full(&file, 1 << 20).unwrap_err();
+    assert!(error.to_string().contains("given up after"), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn a_service_that_is_not_there() {
+    let port = vmtwin_testkit::free_port();
+    let options = StoreOptions {
+        patience: brisk(),
+        environment: environment(),
+        ..StoreOptions::default()
+    };
+    let nowhere = location(&format!("http://127.0.0.1:{port}"));
+    let store = nowhere.store(&options).unwrap();
+    let began = Instant::now();
+    let error = Repository::open_with(store, &Password::from(PASSWORD)).unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(2));
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        source.contains("cannot reach http://127.0.0.1:"),
+        "{source}"
+    );
+}
+
+#[test]
+fn wrong_keys() {
+    let service = Service::start();
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        let mut environment = environment().unwrap();
+        environment.insert(name.to_owned(), "wrong".to_owned());
+        let options = StoreOptions {
+            environment: Some(environment),
+            ..StoreOptions::default()
+        };
+        let store = location(&service.server.endpoint())
+            .store(&options)
+            .unwrap();
+        let error = store.write(&pack(b"x"), b"x").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        assert!(
+            error.to_string().contains("check AWS_ACCESS_KEY_ID"),
+            "{error}"
+        );
+    }
+    let none = StoreOptions {
+        environment: Some(HashMap::new()),
+        ..StoreOptions::default()
+    };
+    let error = location("http://h").store(&none).err().unwrap();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("no keys for S3"), "{source}");
+}
+
+/// A cancel ends a wait for a service that says nothing, and the lock can still be removed.
+#[test]
+fn a_cancel_ends_waits() {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let service = Service::with(Patience::default(), Some(Arc::clone(&cancel)));
+    let file = pack(b"x");
+    service.store.write(&file, b"x").unwrap();
+    service.proxy.spoil("GET", "data/", Fault::Stall, 1000);
+    let (error, took) = std::thread::scope(|scope| {
+        let read = scope.spawn(|| service.store.read_full(&file, 9).unwrap_err());
+        std::thread::sleep(Duration::from_millis(300));
+        let began = Instant::now();
+        cancel.store(true, Ordering::SeqCst);
+        (read.join().unwrap(), began.elapsed())
+    });
+    assert!(took < Duration::from_secs(6), "{took:?}: {error}");
+    service.store.remove(&file).unwrap();
+    assert!(service.stored(&file).is_none());
+}
+
+/// A backup through a proxy that spoils every third request, judged by stock restic.
+#[test]
+fn a_backup_through_faults() {
+    let patience = Patience {
+        give_up: Duration::from_secs(30),
+        ..brisk()
+    };
+    let service = Service::with(patience, None);
+    let repository = service.repository();
+    let mut number = 0;
+    service.proxy.set_rule(move |_| {
+        number += 1;
+        match number % 18 {
+            3 => Fault::Answer(503, SLOW_DOWN),
+            6 => Fault::DropInRequest,
+            9 => Fault::DropAnswer,
+            12 => Fault::FlipRequest,
+            15 => Fault::CutBody(50),
+            0 => Fault::Answer(500, ""),
+            _ => Fault::Pass,
+        }
+    });
+    let first = back_up(&repository, 1).unwrap();
+    let second = back_up(&repository, 2).unwrap();
+    assert_restored(&repository, &first, 1);
+    service.proxy.set_rule(|_| Fault::Pass);
+    assert_restored(&repository, &second, 2);
+    assert!(
+        service
+            .restic(&["check", "--read-data"])
+            .contains("no errors were found")
+    );
+    assert!(
+        service
+            .restic(&["snapshots", "--json"])
+            .contains(&second.id)
+    );
+}
+
+/// The service goes away at each request of a backup in turn: there is no snapshot, and the next
+/// backup works.
+#[test]
+fn a_backup_that_is_cut_off() {
+    let service = Service::start();
+    let repository = service.repository();
+    let password = Password::from(PASSWORD);
+    let mut cut_off = 0;
+    for after in (0..).step_by(3) {
+        let mut left = after;
+        service.proxy.set_rule(move |request| {
+            let writes = request.method == "PUT";
+            left -= i32::from(writes);
+            if left < 0 && writes {
+                Fault::DropInRequest
+            } else {
+                Fault::Pass
+            }
+        });
+        let done = back_up(&repository, 7);
+        service.proxy.set_rule(|_| Fault::Pass);
+        // As the next run of the program would see it.
+        let repository = Repository::open_with(Arc::clone(&service.store), &password).unwrap();
+        let snapshots = repository.snapshots().unwrap();
+        assert!(snapshots.damaged.is_empty());
+        if let Ok(done) = done {
+            assert_eq!(snapshots.snapshots.len(), 1);
+            assert_restored(&repository, &done, 7);
+            break;
+        }
+        assert!(snapshots.snapshots.is_empty(), "after {after} writes");
+        cut_off += 1;
+    }
+    assert!(
+        cut_off >= 2,
+        "lock, packs, index, trees, snapshot: {cut_off}"
+    );
+    service.restic(&["check", "--read-data"]);
+    let left = files(&service.server.bucket_dir("vms").join("site/one/locks"));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Damage that lies in the service is found, in whatever object.
+#[test]
+fn damage_in_the_service_is_found() {
+    let service = Service::start();
+    let repository = service.repository();
+    let snapshot = back_up(&repository, 3).unwrap();
+    let root = service.server.bucket_dir("vms").join("site/one");
+    for folder in ["data", "index", "snapshots"] {
+        for path in files(&root.join(folder)) {
+            let right = std::fs::read(&path).unwrap();
+            let mut wrong = right.clone();
+            let middle = wrong.len() / 2;
+            wrong[middle] ^= 0x10;
+            std::fs::write(&path, &wrong).unwrap();
+            let read = repository.snapshot(&snapshot.id).and_then(|snapshot| {
+                let reader = repository.reader(&snapshot)?;
+                reader.read_file("/machine.json", 99)?;
+                let image = reader.open_image("/disks/vda")?;
+                let sink = TestSink::new(image.size_bytes());
+                image.copy_to(&sink, &Quiet::default())
+            });
+            assert!(
+                matches!(read, Err(Error::Damaged { .. })),
+                "{path:?}: {read:?}"
+            );
+            std::fs::write(&path, &right).unwrap();
+        }
+    }
+    assert_restored(&repository, &snapshot, 3);
+}
+
+/// What restic made, we read and go on with.
+#[test]
+fn a_repository_of_restic() {
+    let service = Service::start();
+    service.restic(&["init"]);
+    let opened = Repository::open_with(Arc::clone(&service.store), &Password::from(PASSWORD));
+    let repository = opened.unwrap();
+    let again = Repository::init_with(Arc::clone(&service.store), &Password::from(PASSWORD));
+    assert!(
+        matches!(again, Err(Error::AlreadyExists { .. })),
+        "{again:?}"
+    );
+    let snapshot = back_up(&repository, 5).unwrap();
+    assert!(
+        service
+            .restic(&["check", "--read-data"])
+            .contains("no errors were found")
+    );
+    service.restic(&["forget", "--prune", &snapshot.id]);
+    assert!(repository.snapshots().unwrap().snapshots.is_empty());
+}
