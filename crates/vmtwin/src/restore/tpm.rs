@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use vmtwin_hypervisor::launch::has_tpm_emulator;
 use vmtwin_hypervisor::machine::Machine;
-use vmtwin_hypervisor::process::without_our_settings;
+use vmtwin_hypervisor::process::without_secrets;
 
 use super::error::RestoreError;
 use super::files::{FILES, StoredFile};
@@ -141,7 +141,7 @@ impl Tpm {
 
     fn command(&self, out: fs::File, err: fs::File) -> Command {
         let mut command = Command::new(SWTPM);
-        without_our_settings(&mut command)
+        without_secrets(&mut command)
             .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
             .arg(format!("dir={},mode=0600", self.state_dir.display()))
             .arg("--ctrl")
