@@ -4,8 +4,10 @@
 //! signatures, `Content-MD5` and `If-None-Match`, and lists at most 1000 objects at a time.
 
 mod files;
+mod garage;
 mod proxy;
 mod server;
 
+pub use garage::Garage;
 pub use proxy::{Fault, FaultProxy, Request};
 pub use server::S3Server;
