@@ -13,7 +13,7 @@ use vmtwin_repository::{
     Error, FileName, Id, Kind, Location, Password, Patience, Repository, Snapshot, Store,
     StoreOptions,
 };
-use vmtwin_testkit::s3::{Fault, FaultProxy, S3Server};
+use vmtwin_testkit::s3::{Fault, FaultProxy, Garage, S3Server};
 
 /// Short waits, so that giving up takes a test less than a second or two.
 fn brisk() -> Patience {
@@ -566,4 +566,80 @@ fn a_repository_of_restic() {
     );
     service.restic(&["forget", "--prune", &snapshot.id]);
     assert!(repository.snapshots().unwrap().snapshots.is_empty());
+}
+
+/// Certificates are checked, against a bundle of the user's own if there is one.
+#[test]
+fn certificates_are_checked() {
+    let server = S3Server::start();
+    let (proxy, certificate) = FaultProxy::start_tls(server.port());
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("ca.pem");
+    std::fs::write(&bundle, certificate).unwrap();
+    let mut environment = environment().unwrap();
+    let open = |environment: &HashMap<String, String>| {
+        let options = StoreOptions {
+            environment: Some(environment.clone()),
+            ..StoreOptions::default()
+        };
+        location(&proxy.endpoint()).store(&options).unwrap()
+    };
+    let began = Instant::now();
+    let error = open(&environment).create().unwrap_err().to_string();
+    assert!(error.contains("AWS_CA_BUNDLE"), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "it is not tried again"
+    );
+    environment.insert("AWS_CA_BUNDLE".into(), bundle.to_str().unwrap().into());
+    let store = open(&environment);
+    store.create().unwrap();
+    let data = noise(1, 3 << 20);
+    store.write(&pack(&data), &data).unwrap();
+    assert!(store.read_full(&pack(&data), 4 << 20).unwrap() == data);
+}
+
+/// The contract on another service than the one that the other tests use.
+#[test]
+#[ignore = "needs Garage, which tools/setup --all builds"]
+fn garage_keeps_the_contract() {
+    let cluster = Garage::start(1, "vms");
+    let proxy = FaultProxy::start(cluster.port(0));
+    let keys = Garage::keys().into_iter();
+    let options = StoreOptions {
+        patience: brisk(),
+        environment: Some(keys.map(|(n, v)| (n.to_owned(), v)).collect()),
+        ..StoreOptions::default()
+    };
+    let store = location(&proxy.endpoint()).store(&options).unwrap();
+    store.create().unwrap();
+    store.write(&FileName::CONFIG, b"ours").unwrap();
+    let error = store.write(&FileName::CONFIG, b"else").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.read_full(&FileName::CONFIG, 9).unwrap(), b"ours");
+
+    let data = noise(1, 3 << 20);
+    let file = pack(&data);
+    proxy.spoil("PUT", "data/", Fault::FlipRequest, 1);
+    store.write(&file, &data).unwrap();
+    assert_eq!(proxy.requests(), 2, "what was flipped is refused");
+    assert!(store.read_full(&file, 4 << 20).unwrap() == data);
+    let mut part = vec![0; 70_000];
+    store.read_range(&file, 1 << 20, &mut part).unwrap();
+    assert!(part == data[1 << 20..][..70_000]);
+    let error = store.read_range(&file, 3 << 20, &mut part).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+    let none = store.read_full(&pack(b"none"), 9).unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
+
+    for number in 0..1100u32 {
+        let content = number.to_le_bytes();
+        let file = FileName::new(Kind::Index, Id::of(&content));
+        store.write(&file, &content).unwrap();
+    }
+    assert_eq!(store.list(Kind::Index).unwrap().len(), 1100);
+    assert_eq!(store.list(Kind::Pack).unwrap().len(), 1);
+    store.remove(&file).unwrap();
+    store.remove(&file).unwrap();
+    assert!(store.list(Kind::Pack).unwrap().is_empty());
 }

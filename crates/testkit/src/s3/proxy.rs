@@ -4,10 +4,13 @@
 //! that an answer ends where its bytes end.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Longest request or answer head, bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -54,6 +57,7 @@ type Rule = Box<dyn FnMut(&Request) -> Fault + Send>;
 
 struct Shared {
     upstream: u16,
+    tls: Option<Arc<ServerConfig>>,
     rule: Mutex<Rule>,
     stop: AtomicBool,
     requests: AtomicU64,
@@ -68,10 +72,21 @@ pub struct FaultProxy {
 impl FaultProxy {
     /// Starts a proxy in front of a port of the loopback interface; it spoils nothing yet.
     pub fn start(upstream: u16) -> FaultProxy {
+        Self::with(upstream, None)
+    }
+
+    /// Starts one that speaks TLS; gives its certificate in PEM, which nobody else trusts.
+    pub fn start_tls(upstream: u16) -> (FaultProxy, String) {
+        let (config, certificate) = tls_config();
+        (Self::with(upstream, Some(config)), certificate)
+    }
+
+    fn with(upstream: u16, tls: Option<Arc<ServerConfig>>) -> FaultProxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("binding a loopback port");
         let port = listener.local_addr().expect("the port").port();
         let shared = Arc::new(Shared {
             upstream,
+            tls,
             rule: Mutex::new(Box::new(|_| Fault::Pass)),
             stop: AtomicBool::new(false),
             requests: AtomicU64::new(0),
@@ -86,7 +101,7 @@ impl FaultProxy {
                     continue;
                 };
                 // A client that goes away is what many tests want.
-                std::thread::spawn(move || drop(server.serve(client)));
+                std::thread::spawn(move || drop(server.accept(client)));
             }
         });
         FaultProxy { port, shared }
@@ -94,7 +109,11 @@ impl FaultProxy {
 
     /// Its address as a URL.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = match self.shared.tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// What it does to each request from now on.
@@ -135,8 +154,16 @@ impl Drop for FaultProxy {
 }
 
 impl Shared {
-    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
-        let mut reader = BufReader::new(client.try_clone()?);
+    fn accept(&self, client: TcpStream) -> io::Result<()> {
+        let Some(config) = &self.tls else {
+            return self.serve(client);
+        };
+        let session = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+        self.serve(StreamOwned::new(session, client))
+    }
+
+    fn serve(&self, client: impl Read + Write) -> io::Result<()> {
+        let mut reader = BufReader::new(client);
         let Some(head) = Head::read(&mut reader)? else {
             return Ok(());
         };
@@ -148,19 +175,19 @@ impl Shared {
         self.requests.fetch_add(1, Ordering::SeqCst);
         let mut body = vec![0; request.body_bytes as usize];
         if fault == Fault::DropInRequest {
-            reader.read_exact(&mut body[..request.body_bytes as usize / 2])?;
-            return client.shutdown(Shutdown::Both);
+            return reader.read_exact(&mut body[..request.body_bytes as usize / 2]);
         }
         reader.read_exact(&mut body)?;
+        let client = reader.get_mut();
         match fault {
-            Fault::Answer(status, text) => return answer(&mut client, status, text),
+            Fault::Answer(status, text) => return answer(client, status, text),
             Fault::Stall => return self.stall(),
             Fault::FlipRequest => flip(&mut body),
             _ => {}
         }
         let (mut answered, content) = self.ask(&head, &body)?;
-        spoil(&mut client, &mut answered, content, &fault)?;
-        client.shutdown(Shutdown::Both)
+        spoil(client, &mut answered, content, &fault)?;
+        client.flush()
     }
 
     /// Hands the request on; gives the head and the body of the answer.
@@ -183,9 +210,24 @@ impl Shared {
     }
 }
 
+/// A key of its own, and the certificate that says it is the loopback interface.
+fn tls_config() -> (Arc<ServerConfig>, String) {
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).expect("making a certificate");
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the usual versions of TLS")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .expect("a certificate of this key");
+    (Arc::new(config), made.cert.pem())
+}
+
 /// Gives the client an answer, spoilt.
 fn spoil(
-    client: &mut TcpStream,
+    client: &mut impl Write,
     head: &mut Head,
     mut body: Vec<u8>,
     fault: &Fault,
@@ -212,7 +254,7 @@ fn spoil(
     client.write_all(&body)
 }
 
-fn answer(client: &mut TcpStream, status: u16, text: &str) -> io::Result<()> {
+fn answer(client: &mut impl Write, status: u16, text: &str) -> io::Result<()> {
     let length = text.len();
     write!(
         client,
