@@ -25,6 +25,9 @@ const VERSION: u32 = 2;
 /// Most keys that are tried; each takes scrypt's time.
 const MAX_KEYS: usize = 32;
 
+/// Threads that read snapshots.
+const SNAPSHOT_LOADERS: usize = 8;
+
 /// The part of the configuration that matters here.
 #[derive(Deserialize)]
 struct Config {
@@ -140,8 +143,8 @@ impl Repository {
             snapshots: Vec::new(),
             damaged: Vec::new(),
         };
-        for id in list(&*self.store, Kind::Snapshot)? {
-            match self.load_snapshot(id) {
+        for (id, loaded) in self.load_snapshots(&list(&*self.store, Kind::Snapshot)?) {
+            match loaded {
                 Ok(snapshot) => found.snapshots.push(snapshot),
                 Err(error) => found.damaged.push(DamagedSnapshot {
                     id: id.to_hex(),
@@ -184,6 +187,25 @@ impl Repository {
                 count: ids.len(),
             }),
         }
+    }
+
+    /// Loads by a few threads, since a store on the network takes its time for each.
+    fn load_snapshots(&self, ids: &[Id]) -> Vec<(Id, Result<Snapshot>)> {
+        let share = ids.len().div_ceil(SNAPSHOT_LOADERS).max(1);
+        let load = |ids: &[Id]| -> Vec<(Id, Result<Snapshot>)> {
+            let loaded = ids.iter().map(|id| (*id, self.load_snapshot(*id)));
+            loaded.collect()
+        };
+        std::thread::scope(|scope| {
+            let shares = ids.chunks(share);
+            let threads: Vec<_> = shares.map(|ids| scope.spawn(|| load(ids))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|e| std::panic::resume_unwind(e))
+            };
+            threads.into_iter().flat_map(join).collect()
+        })
     }
 
     fn load_snapshot(&self, id: Id) -> Result<Snapshot> {
