@@ -1,6 +1,7 @@
-//! What the service keeps: `s3s-fs`, with one thing put right.
+//! What the service keeps: `s3s-fs`, with two things of its listings put right.
 //!
-//! `s3s-fs` takes the empty `delimiter` that restic sends for one, and lists nothing below it.
+//! `s3s-fs` takes the empty `delimiter` that restic sends for one, and lists nothing below it; and
+//! it says that it encodes keys when it is asked to, and does not.
 
 use std::path::Path;
 
@@ -32,6 +33,7 @@ macro_rules! files {
                 mut req: S3Request<ListObjectsV2Input>,
             ) -> S3Result<S3Response<ListObjectsV2Output>> {
                 req.input.delimiter = req.input.delimiter.filter(|text| !text.is_empty());
+                req.input.encoding_type = None;
                 self.0.list_objects_v2(req).await
             }
         }

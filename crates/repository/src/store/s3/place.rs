@@ -50,6 +50,9 @@ impl S3Place {
                  AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in ~/.aws/credentials",
             );
         }
+        if rest.contains('%') {
+            return Err("write the prefix as it is, without '%'");
+        }
         if url.query().is_some() || url.fragment().is_some() {
             return Err("it has a '?' or '#'");
         }
@@ -159,6 +162,7 @@ mod tests {
             ("s3://vms/a\nb", "control"),
             ("s3:https://key:secret@host/vms", "AWS_ACCESS_KEY_ID"),
             ("s3:https://host/vms?x=y", "'?'"),
+            ("s3:https://host/vms/a%20b", "'%'"),
         ] {
             let reason = S3Place::parse(text).expect_err(text);
             assert!(reason.contains(word), "{text}: {reason}");
