@@ -13,3 +13,4 @@ mod images;
 mod locks;
 mod restic;
 mod s3;
+mod s3_faults;

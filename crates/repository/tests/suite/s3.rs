@@ -1,11 +1,10 @@
-//! Repositories in S3: a real service that checks signatures, and a proxy that spoils what it and
-//! we say.
+//! Repositories in S3: the store's contract on a real service that checks signatures.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::common::{PASSWORD, Quiet, TestImage, TestSink, files, grain, meta, noise, small};
@@ -16,7 +15,7 @@ use vmtwin_repository::{
 use vmtwin_testkit::s3::{Fault, FaultProxy, Garage, S3Server};
 
 /// Short waits, so that giving up takes a test less than a second or two.
-fn brisk() -> Patience {
+pub(crate) fn brisk() -> Patience {
     Patience {
         connect: Duration::from_secs(2),
         silence: Duration::from_millis(400),
@@ -28,18 +27,18 @@ fn brisk() -> Patience {
 }
 
 /// A service with a proxy before it, and a store that goes through the proxy.
-struct Service {
-    server: S3Server,
-    proxy: FaultProxy,
-    store: Arc<dyn Store>,
+pub(crate) struct Service {
+    pub(crate) server: S3Server,
+    pub(crate) proxy: FaultProxy,
+    pub(crate) store: Arc<dyn Store>,
 }
 
 impl Service {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(brisk(), None)
     }
 
-    fn with(patience: Patience, cancel: Option<Arc<AtomicBool>>) -> Self {
+    pub(crate) fn with(patience: Patience, cancel: Option<Arc<AtomicBool>>) -> Self {
         let server = S3Server::start();
         let proxy = FaultProxy::start(server.port());
         let options = StoreOptions {
@@ -56,12 +55,12 @@ impl Service {
         }
     }
 
-    fn repository(&self) -> Repository {
+    pub(crate) fn repository(&self) -> Repository {
         Repository::init_with(Arc::clone(&self.store), &Password::from(PASSWORD)).unwrap()
     }
 
     /// What the service holds under a name.
-    fn stored(&self, file: &FileName) -> Option<Vec<u8>> {
+    pub(crate) fn stored(&self, file: &FileName) -> Option<Vec<u8>> {
         let path = self
             .server
             .bucket_dir("vms")
@@ -71,7 +70,7 @@ impl Service {
     }
 
     /// Stock restic, straight to the service.
-    fn restic(&self, args: &[&str]) -> String {
+    pub(crate) fn restic(&self, args: &[&str]) -> String {
         let mut command = Command::new("restic");
         command.envs(S3Server::keys());
         let output = command
@@ -101,11 +100,11 @@ fn environment() -> Option<HashMap<String, String>> {
     Some(keys.map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
-fn pack(data: &[u8]) -> FileName {
+pub(crate) fn pack(data: &[u8]) -> FileName {
     FileName::new(Kind::Pack, Id::of(data))
 }
 
-fn back_up(repository: &Repository, seed: u64) -> Result<Snapshot, Error> {
+pub(crate) fn back_up(repository: &Repository, seed: u64) -> Result<Snapshot, Error> {
     let backup = repository.start_backup(&small())?;
     let image = TestImage::mixed(seed, 8 << 20);
     backup.add_image("/disks/vda", &image, &grain(64), &Quiet::default())?;
@@ -114,7 +113,7 @@ fn back_up(repository: &Repository, seed: u64) -> Result<Snapshot, Error> {
 }
 
 /// The image of a snapshot is that of the seed.
-fn assert_restored(repository: &Repository, snapshot: &Snapshot, seed: u64) {
+pub(crate) fn assert_restored(repository: &Repository, snapshot: &Snapshot, seed: u64) {
     let reader = repository.reader(snapshot).unwrap();
     let image = reader.open_image("/disks/vda").unwrap();
     let sink = TestSink::new(image.size_bytes());
@@ -249,122 +248,6 @@ fn a_listing_is_complete() {
     }
 }
 
-const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>";
-
-/// What passes is tried again until it is done.
-#[test]
-fn faults_that_pass() {
-    let service = Service::start();
-    for (number, fault) in [
-        Fault::Answer(503, SLOW_DOWN),
-        Fault::Answer(500, ""),
-        Fault::Answer(400, "<Error><Code>RequestTimeout</Code></Error>"),
-        Fault::Answer(200, "<Error><Code>InternalError</Code></Error>"),
-        Fault::AnswerAfter(502, "<html>bad gateway</html>"),
-        Fault::DropInRequest,
-        Fault::DropAnswer,
-        Fault::FlipRequest,
-        Fault::Stall,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let data = noise(number as u64 + 1, 300_000);
-        let file = pack(&data);
-        service.proxy.spoil("PUT", "data/", fault.clone(), 1);
-        service
-            .store
-            .write(&file, &data)
-            .unwrap_or_else(|e| panic!("{fault:?}: {e}"));
-        assert_eq!(service.proxy.requests(), 2, "{fault:?}");
-        assert!(service.stored(&file).unwrap() == data, "{fault:?}");
-    }
-    let data = noise(1, 300_000);
-    let file = pack(&data);
-    for fault in [
-        Fault::Answer(503, SLOW_DOWN),
-        Fault::CutBody(50),
-        Fault::ShortBody(50),
-        Fault::DropAnswer,
-        Fault::FlipAnswer,
-        Fault::Stall,
-        Fault::Answer(200, "<Error><Code>InternalError</Code></Error>"),
-    ] {
-        service.proxy.spoil("GET", "data/", fault.clone(), 1);
-        let read = service.store.read_full(&file, 1 << 20);
-        assert!(read.unwrap() == data, "{fault:?}");
-        assert_eq!(service.proxy.requests(), 2, "{fault:?}");
-        if fault == Fault::FlipAnswer {
-            // A part has no hash of its own: the blobs in it have.
-            continue;
-        }
-        service.proxy.spoil("GET", "data/", fault.clone(), 1);
-        let mut part = vec![0; 100_000];
-        let read = service.store.read_range(&file, 9, &mut part);
-        match fault {
-            Fault::Answer(200, _) => {
-                assert_eq!(read.unwrap_err().kind(), ErrorKind::Unsupported);
-            }
-            _ => {
-                read.unwrap();
-                assert!(part == data[9..100_009], "{fault:?}");
-            }
-        }
-    }
-}
-
-/// What lasts is given up in time; the error names what to do, and nothing is published.
-#[test]
-fn faults_that_last() {
-    let service = Service::start();
-    let data = noise(1, 300_000);
-    let file = pack(&data);
-    let denied = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>";
-    for (fault, words) in [
-        (
-            Fault::Answer(503, SLOW_DOWN),
-            ["503 SlowDown", "overloaded"],
-        ),
-        (
-            Fault::Answer(403, denied),
-            ["403 AccessDenied", "s3:PutObject"],
-        ),
-        (Fault::Stall, ["timed out", "given up after"]),
-        (
-            Fault::DropInRequest,
-            ["cannot reach http://127.0.0.1", "given up after"],
-        ),
-        (Fault::FlipRequest, ["400 BadDigest", "given up after"]),
-    ] {
-        service.proxy.spoil("PUT", "data/", fault.clone(), 1000);
-        let began = Instant::now();
-        let error = service.store.write(&file, &data).unwrap_err().to_string();
-        assert!(began.elapsed() < Duration::from_secs(5), "{fault:?}");
-        for word in words {
-            assert!(error.contains(word), "{fault:?}: {error}");
-        }
-        assert!(!error.contains("Signature") && !error.contains(S3Server::SECRET_KEY));
-        if fault != Fault::FlipRequest {
-            assert!(service.stored(&file).is_none(), "{fault:?}");
-        }
-    }
-    // An answer that never ends.
-    service.proxy.set_rule(|_| Fault::Pass);
-    service.store.write(&file, &data).unwrap();
-    let trickle = Fault::Trickle(Duration::from_millis(20));
-    let (data, file) = (&data[..9000], pack(&data[..9000]));
-    service.store.write(&file, data).unwrap();
-    service.proxy.spoil("GET", "data/", trickle, 1000);
-    let began = Instant::now();
-    let error = service.store.read_full(&file, 1 << 20).unwrap_err();
-    assert!(error.to_string().contains("given up after"), "{error}");
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
-}
-
 #[test]
 fn a_service_that_is_not_there() {
     let port = vmtwin_testkit::free_port();
@@ -412,107 +295,6 @@ fn wrong_keys() {
     let error = location("http://h").store(&none).err().unwrap();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("no keys for S3"), "{source}");
-}
-
-/// A cancel ends a wait for a service that says nothing, and the lock can still be removed.
-#[test]
-fn a_cancel_ends_waits() {
-    let cancel = Arc::new(AtomicBool::new(false));
-    let service = Service::with(Patience::default(), Some(Arc::clone(&cancel)));
-    let file = pack(b"x");
-    service.store.write(&file, b"x").unwrap();
-    service.proxy.spoil("GET", "data/", Fault::Stall, 1000);
-    let (error, took) = std::thread::scope(|scope| {
-        let read = scope.spawn(|| service.store.read_full(&file, 9).unwrap_err());
-        std::thread::sleep(Duration::from_millis(300));
-        let began = Instant::now();
-        cancel.store(true, Ordering::SeqCst);
-        (read.join().unwrap(), began.elapsed())
-    });
-    assert!(took < Duration::from_secs(6), "{took:?}: {error}");
-    service.store.remove(&file).unwrap();
-    assert!(service.stored(&file).is_none());
-}
-
-/// A backup through a proxy that spoils every third request, judged by stock restic.
-#[test]
-fn a_backup_through_faults() {
-    let patience = Patience {
-        give_up: Duration::from_secs(30),
-        ..brisk()
-    };
-    let service = Service::with(patience, None);
-    let repository = service.repository();
-    let mut number = 0;
-    service.proxy.set_rule(move |_| {
-        number += 1;
-        match number % 18 {
-            3 => Fault::Answer(503, SLOW_DOWN),
-            6 => Fault::DropInRequest,
-            9 => Fault::DropAnswer,
-            12 => Fault::FlipRequest,
-            15 => Fault::CutBody(50),
-            0 => Fault::Answer(500, ""),
-            _ => Fault::Pass,
-        }
-    });
-    let first = back_up(&repository, 1).unwrap();
-    let second = back_up(&repository, 2).unwrap();
-    assert_restored(&repository, &first, 1);
-    service.proxy.set_rule(|_| Fault::Pass);
-    assert_restored(&repository, &second, 2);
-    assert!(
-        service
-            .restic(&["check", "--read-data"])
-            .contains("no errors were found")
-    );
-    assert!(
-        service
-            .restic(&["snapshots", "--json"])
-            .contains(&second.id)
-    );
-}
-
-/// The service goes away at each request of a backup in turn: there is no snapshot, and the next
-/// backup works.
-#[test]
-fn a_backup_that_is_cut_off() {
-    let service = Service::start();
-    let repository = service.repository();
-    let password = Password::from(PASSWORD);
-    let mut cut_off = 0;
-    for after in (0..).step_by(3) {
-        let mut left = after;
-        service.proxy.set_rule(move |request| {
-            let writes = request.method == "PUT";
-            left -= i32::from(writes);
-            if left < 0 && writes {
-                Fault::DropInRequest
-            } else {
-                Fault::Pass
-            }
-        });
-        let done = back_up(&repository, 7);
-        service.proxy.set_rule(|_| Fault::Pass);
-        // As the next run of the program would see it.
-        let repository = Repository::open_with(Arc::clone(&service.store), &password).unwrap();
-        let snapshots = repository.snapshots().unwrap();
-        assert!(snapshots.damaged.is_empty());
-        if let Ok(done) = done {
-            assert_eq!(snapshots.snapshots.len(), 1);
-            assert_restored(&repository, &done, 7);
-            break;
-        }
-        assert!(snapshots.snapshots.is_empty(), "after {after} writes");
-        cut_off += 1;
-    }
-    assert!(
-        cut_off >= 2,
-        "lock, packs, index, trees, snapshot: {cut_off}"
-    );
-    service.restic(&["check", "--read-data"]);
-    let left = files(&service.server.bucket_dir("vms").join("site/one/locks"));
-    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Damage that lies in the service is found, in whatever object.
