@@ -93,6 +93,22 @@ pub fn without_our_settings(command: &mut Command) -> &mut Command {
     command
 }
 
+/// Keys of S3, as other programs know them too.
+const KEYS: [&str; 3] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+];
+
+/// As [`without_our_settings`], and takes the keys of S3 out too: for children that are not the
+/// user's own commands.
+pub fn without_secrets(command: &mut Command) -> &mut Command {
+    for name in KEYS {
+        command.env_remove(name);
+    }
+    without_our_settings(command)
+}
+
 /// Processes that have `path` in an argument; see [`with_argument_that`].
 #[must_use]
 pub fn with_argument(path: &Path) -> Vec<ProcessId> {

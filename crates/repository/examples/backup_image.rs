@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
     println!(
         "{{\"snapshot\":\"{}\",\"bytes_total\":{},\"bytes_read\":{},\"bytes_zero\":{},\
          \"bytes_new\":{},\"bytes_stored\":{},\"chunks\":{},\"chunks_new\":{},\
-         \"pack_buffer_bytes\":{buffers},\"open_s\":{:.3},\"ingest_s\":{:.3},\"seconds\":{:.3}}}",
+         \"pack_buffer_bytes\":{buffers},\"peak_memory_bytes\":{},\"open_s\":{:.3},\"ingest_s\":{:.3},\"seconds\":{:.3}}}",
         snapshot.id,
         stats.bytes_total,
         stats.bytes_read,
@@ -68,9 +68,18 @@ fn main() -> Result<(), Box<dyn StdError>> {
         stats.bytes_stored,
         stats.chunks,
         stats.chunks_new,
+        peak_memory_bytes(),
         opened.as_secs_f64(),
         (ingested - opened).as_secs_f64(),
         began.elapsed().as_secs_f64(),
     );
     Ok(())
+}
+
+/// Most memory this process ever held, by the kernel's account; zero where it has none.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }

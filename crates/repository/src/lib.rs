@@ -86,4 +86,4 @@ pub use repository::{HeldLock, Repository};
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, SnapshotMeta};
 pub use sparse_file::SparseFile;
 pub use stats::{CopyStats, FileStats, ImageStats};
-pub use store::{FileName, Kind, LocalStore, Store, StoredFile};
+pub use store::{FileName, Kind, LocalStore, Patience, S3Store, Store, StoreOptions, StoredFile};

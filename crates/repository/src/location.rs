@@ -5,24 +5,34 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::store::{LocalStore, Store};
+use crate::store::{LocalStore, S3Place, S3Store, Store, StoreOptions};
 
-/// The place of a repository: a path, `local:/path` or `file:///path`.
+/// The place of a repository: a path, `local:/path` or `file:///path`; or `s3://bucket/prefix`
+/// or `s3:https://host:port/bucket/prefix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    folder: PathBuf,
+pub struct Location(Place);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Folder(PathBuf),
+    S3(S3Place),
 }
 
 impl Location {
     /// Parses a location.
     ///
     /// # Errors
-    /// [`Error::Location`] for an empty text, an unknown scheme, or a `file:` URL with a host.
+    /// [`Error::Location`] for an empty text, an unknown scheme, a `file:` URL with a host, or
+    /// keys in the text.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |reason: &str| Error::Location {
-            text: text.to_owned(),
+            text: without_keys(text),
             reason: reason.to_owned(),
         };
+        if S3Place::claims(text) {
+            let place = S3Place::parse(text).map_err(refuse)?;
+            return Ok(Self(Place::S3(place)));
+        }
         let path = if let Some(rest) = text.strip_prefix("file://") {
             if !rest.starts_with('/') {
                 return Err(refuse("a file URL needs three slashes and no host"));
@@ -31,7 +41,9 @@ impl Location {
         } else if let Some(rest) = text.strip_prefix("local:") {
             rest
         } else if has_scheme(text) {
-            return Err(refuse("only local folders are supported by this version"));
+            return Err(refuse(
+                "a repository is in a folder or in S3 (s3://bucket/prefix)",
+            ));
         } else {
             text
         };
@@ -41,15 +53,21 @@ impl Location {
         if path.contains('\0') {
             return Err(refuse("the path holds a NUL byte"));
         }
-        Ok(Self {
-            folder: PathBuf::from(path),
-        })
+        Ok(Self(Place::Folder(PathBuf::from(path))))
     }
 
-    /// Opens the store behind the location; nothing is created or read yet.
-    #[must_use]
-    pub fn store(&self) -> Arc<dyn Store> {
-        Arc::new(LocalStore::new(&self.folder))
+    /// Opens the store behind the location; nothing is created or read there yet.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when keys or settings that the store needs are missing or wrong.
+    pub fn store(&self, options: &StoreOptions) -> Result<Arc<dyn Store>> {
+        match &self.0 {
+            Place::Folder(folder) => Ok(Arc::new(LocalStore::new(folder))),
+            Place::S3(place) => match S3Store::new(place, options) {
+                Ok(store) => Ok(Arc::new(store)),
+                Err(source) => Err(Error::store("open", "the repository", source)),
+            },
+        }
     }
 }
 
@@ -64,9 +82,21 @@ fn has_scheme(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'+')
 }
 
+/// A URL for a message: without what stands before the host.
+fn without_keys(text: &str) -> String {
+    match (text.rfind('@'), text.find("://").map(|at| at + 3)) {
+        (Some(at), Some(from)) if from <= at => format!("{}…{}", &text[..from], &text[at..]),
+        (Some(at), _) if has_scheme(text) => format!("…{}", &text[at..]),
+        _ => text.to_owned(),
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.folder.display())
+        match &self.0 {
+            Place::Folder(folder) => write!(f, "{}", folder.display()),
+            Place::S3(place) => write!(f, "{place}"),
+        }
     }
 }
 
@@ -76,20 +106,25 @@ mod tests {
 
     #[test]
     fn forms() {
-        for (text, path) in [
+        for (text, shown) in [
             ("/srv/repo", "/srv/repo"),
             ("repo", "repo"),
             ("./a:b", "./a:b"),
             ("local:/srv/repo", "/srv/repo"),
             ("file:///srv/repo", "/srv/repo"),
+            ("s3://vms/site1/", "s3://vms/site1"),
+            (
+                "s3:http://localhost:9000/vms",
+                "s3:http://localhost:9000/vms",
+            ),
         ] {
-            assert_eq!(Location::parse(text).unwrap().to_string(), path);
+            assert_eq!(Location::parse(text).unwrap().to_string(), shown);
         }
         for text in [
             "",
             "local:",
             "file://host/x",
-            "s3:bucket",
+            "s3:x",
             "sftp:u@h:/x",
             "https://x/y",
         ] {
@@ -97,6 +132,19 @@ mod tests {
                 matches!(Location::parse(text), Err(Error::Location { .. })),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn keys_are_not_repeated() {
+        for text in [
+            "s3:https://key:hunter2@host/bucket",
+            "s3:key:hunter2@host/bucket",
+            "https://key:hunter2@host/",
+            "sftp:key:hunter2@host",
+        ] {
+            let error = Location::parse(text).expect_err(text).to_string();
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }

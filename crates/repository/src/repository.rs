@@ -17,13 +17,16 @@ use crate::password::Password;
 use crate::reader::SnapshotReader;
 use crate::rustic::{self, Opened};
 use crate::snapshot::{DamagedSnapshot, Snapshot, SnapshotFile, SnapshotList};
-use crate::store::{FileName, Kind, Store};
+use crate::store::{FileName, Kind, Store, StoreOptions};
 use crate::unpacked;
 
 /// The version of the format that we write.
 const VERSION: u32 = 2;
 /// Most keys that are tried; each takes scrypt's time.
 const MAX_KEYS: usize = 32;
+
+/// Threads that read snapshots.
+const SNAPSHOT_LOADERS: usize = 8;
 
 /// The part of the configuration that matters here.
 #[derive(Deserialize)]
@@ -54,7 +57,7 @@ impl Repository {
     /// # Errors
     /// [`Error::AlreadyExists`]; whatever the store says.
     pub fn init(location: &Location, password: &Password) -> Result<Self> {
-        Self::init_with(location.store(), password)
+        Self::init_with(location.store(&StoreOptions::default())?, password)
     }
 
     /// Makes a repository on any store.
@@ -82,7 +85,7 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::WrongPassword`], [`Error::Unsupported`] for another
     /// version of the format, [`Error::Damaged`], whatever the store says.
     pub fn open(location: &Location, password: &Password) -> Result<Self> {
-        Self::open_with(location.store(), password)
+        Self::open_with(location.store(&StoreOptions::default())?, password)
     }
 
     /// Opens a repository on any store.
@@ -140,8 +143,8 @@ impl Repository {
             snapshots: Vec::new(),
             damaged: Vec::new(),
         };
-        for id in list(&*self.store, Kind::Snapshot)? {
-            match self.load_snapshot(id) {
+        for (id, loaded) in self.load_snapshots(&list(&*self.store, Kind::Snapshot)?) {
+            match loaded {
                 Ok(snapshot) => found.snapshots.push(snapshot),
                 Err(error) => found.damaged.push(DamagedSnapshot {
                     id: id.to_hex(),
@@ -184,6 +187,25 @@ impl Repository {
                 count: ids.len(),
             }),
         }
+    }
+
+    /// Loads by a few threads, since a store on the network takes its time for each.
+    fn load_snapshots(&self, ids: &[Id]) -> Vec<(Id, Result<Snapshot>)> {
+        let share = ids.len().div_ceil(SNAPSHOT_LOADERS).max(1);
+        let load = |ids: &[Id]| -> Vec<(Id, Result<Snapshot>)> {
+            let loaded = ids.iter().map(|id| (*id, self.load_snapshot(*id)));
+            loaded.collect()
+        };
+        std::thread::scope(|scope| {
+            let shares = ids.chunks(share);
+            let threads: Vec<_> = shares.map(|ids| scope.spawn(|| load(ids))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|e| std::panic::resume_unwind(e))
+            };
+            threads.into_iter().flat_map(join).collect()
+        })
     }
 
     fn load_snapshot(&self, id: Id) -> Result<Snapshot> {

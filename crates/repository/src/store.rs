@@ -4,12 +4,18 @@
 //! of their hash, and never change; so a write either publishes the whole object or nothing.
 
 mod local;
+mod s3;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use local::LocalStore;
+pub(crate) use s3::S3Place;
+pub use s3::{Patience, S3Store};
 
 use crate::id::Id;
 
@@ -99,6 +105,18 @@ pub struct StoredFile {
     pub id: Id,
     /// Its length.
     pub size_bytes: u64,
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug, Default)]
+pub struct StoreOptions {
+    /// Once it is true, a store on the network tries nothing again, and ends soon what runs. What
+    /// tidies up still works where the service answers.
+    pub cancel: Option<Arc<AtomicBool>>,
+    /// How long a store on the network waits.
+    pub patience: Patience,
+    /// Variables in place of this process's environment.
+    pub environment: Option<HashMap<String, String>>,
 }
 
 /// A place for objects. All calls may come from many threads at once.

@@ -11,6 +11,8 @@
 //! Everything here is for tests, so most functions panic with the reason instead
 //! of returning an error. What must not panic has a `try_` name.
 //!
+//! With the feature `s3` there is a real S3 service too ([`s3`]).
+//!
 //! Environment:
 //! - `VMTWIN_CACHE`: where kernel, initramfs and the Debian guest are kept (default `~/.cache/vmtwin`).
 //! - `VMTWIN_TEST_ACCEL`: `kvm` or `tcg`; without it KVM is used where it boots.
@@ -37,6 +39,8 @@ mod image;
 mod ledger;
 mod process;
 mod qmp;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod tpm;
 
 pub use accel::Accel;

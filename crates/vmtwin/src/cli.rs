@@ -31,7 +31,7 @@ pub(crate) struct Global {
     /// Folder of catalog, settings, spool and scratch [default: the user's data folder]
     #[arg(long, global = true, env = "VMTWIN_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// Repository: a folder, or file:///FOLDER [default: what `init` was given]
+    /// Repository: a folder, or s3://BUCKET/PREFIX [default: what `init` was given]
     #[arg(long, global = true, env = "VMTWIN_REPO", value_name = "URL")]
     pub(crate) repo: Option<String>,
     /// File whose first line is the repository's password
@@ -56,12 +56,17 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a repository and a catalog
-    #[command(
-        after_help = "Example:\n  vmtwin init --repo /backup/vms\n\nThe password comes from \
+    #[command(after_help = "Examples:\n  vmtwin init --repo /backup/vms\n  \
+        vmtwin init --repo s3://bucket/vms\n  \
+        vmtwin init --repo s3:https://s3.example.net:9000/bucket/vms\n\n\
+        For S3, the keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from \
+        ~/.aws/credentials (AWS_PROFILE), the service and its region from the location or from \
+        AWS_ENDPOINT_URL and AWS_REGION, certificates of your own from AWS_CA_BUNDLE. Keys are \
+        never kept: every command needs them. A missing bucket is made.\n\n\
+        The password comes from \
         VMTWIN_PASSWORD, --password-file or --password-command. Where there is none, one is made, \
         shown once, and kept in the home folder for this user alone. Write it down: without it \
-        nothing can be restored."
-    )]
+        nothing can be restored.")]
     Init,
     /// The table of guests
     #[command(subcommand)]

@@ -11,11 +11,13 @@
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use vmtwin_repository::{Location, Password, Repository};
+use vmtwin_repository::{Location, Password, Repository, Store, StoreOptions};
 
+use crate::cancel::Cancel;
 use crate::cli::Global;
 
 /// Longest password accepted from a file or a command, bytes.
@@ -28,6 +30,7 @@ pub(crate) struct Home {
     repo: Option<String>,
     password_file: Option<PathBuf>,
     password_command: Option<String>,
+    cancel: Cancel,
 }
 
 /// `config.json`.
@@ -40,7 +43,7 @@ struct Config {
 
 impl Home {
     /// Finds the home folder and makes it where it is missing.
-    pub(crate) fn open(global: &Global) -> Result<Home> {
+    pub(crate) fn open(global: &Global, cancel: &Cancel) -> Result<Home> {
         let dir = match &global.home {
             Some(dir) => std::path::absolute(dir)?,
             None => default_dir()?,
@@ -51,6 +54,7 @@ impl Home {
             repo: global.repo.clone(),
             password_file: global.password_file.clone(),
             password_command: global.password_command.clone(),
+            cancel: cancel.clone(),
         })
     }
 
@@ -110,8 +114,18 @@ impl Home {
                  --password-file or --password-command, or run: vmtwin init"
             );
         };
-        Repository::open(&location, &password)
+        self.store(&location)
+            .and_then(|store| Ok(Repository::open_with(store, &password)?))
             .with_context(|| format!("cannot open the repository {location}"))
+    }
+
+    /// The store of a location; Ctrl-C ends its waits.
+    pub(crate) fn store(&self, location: &Location) -> Result<Arc<dyn Store>> {
+        let options = StoreOptions {
+            cancel: Some(self.cancel.flag()),
+            ..StoreOptions::default()
+        };
+        Ok(location.store(&options)?)
     }
 
     /// The password, from wherever it is given.

@@ -70,9 +70,9 @@ fn init_logging() {
 }
 
 fn run(cli: &Cli) -> Result<i32> {
-    let home = Home::open(&cli.global)?;
-    let ui = Ui::new(cli.global.json, cli.global.quiet);
     let cancel = Cancel::on_signals()?;
+    let home = Home::open(&cli.global, &cancel)?;
+    let ui = Ui::new(cli.global.json, cli.global.quiet);
     match &cli.command {
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
         Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::CaptureError;
 use super::disks::View;
-use crate::process::without_our_settings;
+use crate::process::without_secrets;
 
 /// How long it may take to listen, and to end.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ impl Storage {
         }
         let log = std::fs::File::create(dir.join("storage.log"))
             .map_err(|error| failed(error.to_string()))?;
-        let child = without_our_settings(&mut command)
+        let child = without_secrets(&mut command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

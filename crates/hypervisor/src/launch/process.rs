@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::error::StartError;
 use super::plan::LaunchPlan;
-use crate::process::without_our_settings;
+use crate::process::without_secrets;
 
 /// How long QEMU may take to make its QMP socket; it does so before anything slow.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
@@ -108,7 +108,7 @@ fn command(
     })?;
     let words = words(plan);
     let mut command = Command::new(words.first().map_or("", String::as_str));
-    without_our_settings(&mut command)
+    without_secrets(&mut command)
         .args(words.get(1..).unwrap_or_default())
         .current_dir(&plan.dir)
         .stdin(incoming.map_or_else(Stdio::null, Stdio::from))

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::process::tail;
-use crate::process::without_our_settings;
+use crate::process::without_secrets;
 
 const SWTPM: &str = "swtpm";
 /// How long it may take to listen.
@@ -130,7 +130,7 @@ impl TpmEmulator {
 
     fn command(&self, out: File, err: File) -> Command {
         let mut command = Command::new(SWTPM);
-        without_our_settings(&mut command)
+        without_secrets(&mut command)
             .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
             .arg(format!("dir={},mode=0600", self.state_dir.display()))
             .arg("--ctrl")

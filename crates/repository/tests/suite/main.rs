@@ -12,3 +12,5 @@ mod faults;
 mod images;
 mod locks;
 mod restic;
+mod s3;
+mod s3_faults;

@@ -1,5 +1,7 @@
 //! `vmtwin init`: a repository and a catalog.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use serde::Serialize;
 use vmtwin_repository::{Error, Password, Repository};
@@ -31,7 +33,9 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
             (Password::new(text.clone()), Some(text))
         }
     };
-    let (repository, created) = match Repository::init(&location, &password) {
+    let cannot = || format!("cannot make a repository at {location}");
+    let store = home.store(&location).with_context(cannot)?;
+    let (repository, created) = match Repository::init_with(Arc::clone(&store), &password) {
         Ok(repository) => (repository, true),
         Err(Error::AlreadyExists { .. }) => {
             let hint = || {
@@ -41,12 +45,12 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
                 )
             };
             (
-                Repository::open(&location, &password).with_context(hint)?,
+                Repository::open_with(store, &password).with_context(hint)?,
                 false,
             )
         }
         Err(other) => {
-            return Err(other).with_context(|| format!("cannot make a repository at {location}"));
+            return Err(other).with_context(cannot);
         }
     };
     let password_file = match (&made, created) {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmtwin_hypervisor::process::without_our_settings;
+use vmtwin_hypervisor::process::without_secrets;
 use vmtwin_nbd::{Client, Options, context};
 
 use super::error::RestoreError;
@@ -144,7 +144,7 @@ impl Drop for NbdServer {
 }
 
 fn spawn(image: &Path, flags: &[&str], dir: &Path, log: File) -> io::Result<Child> {
-    without_our_settings(&mut Command::new("qemu-nbd"))
+    without_secrets(&mut Command::new("qemu-nbd"))
         .args(flags)
         .arg("--socket")
         .arg(dir.join("socket"))

@@ -22,6 +22,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Vmtwin {
     work: Workdir,
     repo: PathBuf,
+    /// More variables for the binary and for restic.
+    more: Vec<(&'static str, String)>,
 }
 
 impl Vmtwin {
@@ -29,7 +31,11 @@ impl Vmtwin {
     pub(crate) fn new() -> Vmtwin {
         let work = Workdir::new();
         let repo = work.join("repo");
-        Vmtwin { work, repo }
+        Vmtwin {
+            work,
+            repo,
+            more: Vec::new(),
+        }
     }
 
     /// The same with a repository and `guest` in the table.
@@ -42,8 +48,19 @@ impl Vmtwin {
 
     /// A home with a repository elsewhere.
     pub(crate) fn with_repo(repo: PathBuf) -> Vmtwin {
-        let work = Workdir::new();
-        Vmtwin { work, repo }
+        Vmtwin {
+            repo,
+            ..Vmtwin::new()
+        }
+    }
+
+    /// A home with a repository in S3; it is at `url`, and these variables lead to it.
+    pub(crate) fn with_s3(url: &str, more: Vec<(&'static str, String)>) -> Vmtwin {
+        Vmtwin {
+            repo: PathBuf::from(url),
+            more,
+            ..Vmtwin::new()
+        }
     }
 
     pub(crate) fn add(&self, guest: &Guest) {
@@ -71,6 +88,7 @@ impl Vmtwin {
             .env("VMTWIN_HOME", self.home())
             .env("VMTWIN_REPO", &self.repo)
             .env("VMTWIN_PASSWORD", PASSWORD)
+            .envs(self.more.clone())
             .env_remove("VMTWIN_FAILPOINT")
             .env_remove("VMTWIN_STEPS");
         command
@@ -126,6 +144,7 @@ impl Vmtwin {
             .env("RESTIC_PASSWORD", PASSWORD)
             .env("RESTIC_REPOSITORY", &self.repo)
             .env("RESTIC_CACHE_DIR", self.work.join("restic-cache"))
+            .envs(self.more.clone())
             .output()
             .expect("starting restic");
         assert_eq!(code(&output), 0, "restic {args:?}: {}", told(&output));
