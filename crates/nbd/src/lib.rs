@@ -1,4 +1,5 @@
-//! NBD client with structured replies and block status, many requests in flight.
+//! NBD client and read-only server, with structured replies and block status, many requests in
+//! flight.
 //!
 //! Reads and writes the disks that QEMU and qemu-nbd export on unix sockets: the
 //! point-in-time view of a running guest, and images under restore. One [`Client`] is one
@@ -8,6 +9,9 @@
 //! The server is not trusted: whatever it sends ends in data, in an [`Error`], or in
 //! [`Error::Timeout`], with bounded memory. After an error that leaves the connection in doubt,
 //! every further call fails with [`Error::Closed`].
+//!
+//! [`Server`] serves whatever implements [`ServedImage`], for reading. Its clients are not trusted
+//! either; see the head of the module `server`.
 //!
 //! The protocol is described at
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
@@ -23,12 +27,14 @@ pub mod fuzzing;
 mod negotiate;
 mod options;
 mod reply;
+mod server;
 mod wire;
 
 pub use client::Client;
 pub use error::Error;
 pub use extents::{Extents, StatusExtent};
 pub use options::Options;
+pub use server::{Listener, ServedExport, ServedExtent, ServedImage, Server, ServerError};
 
 /// Names and flags of the metadata contexts that QEMU offers.
 pub mod context {

@@ -1,7 +1,7 @@
 //! Blobs on their way out: find, read, open, unfold, and check the hash.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::BlobCache;
 use crate::compress::decompress_exact;
@@ -16,6 +16,8 @@ use crate::tree::Tree;
 
 /// Plain bytes that are kept for reads to come.
 const CACHE_BYTES: usize = 64 << 20;
+/// Blobs that can be on their way into the cache at once.
+const TURNS: usize = 64;
 
 /// Reads blobs; holds a shared lock so that nobody removes them meanwhile.
 pub(crate) struct BlobReader {
@@ -23,6 +25,9 @@ pub(crate) struct BlobReader {
     sealer: Arc<Sealer>,
     index: Arc<Index>,
     cache: BlobCache,
+    /// By the first byte of a blob's id: who wants a blob that another thread is just reading
+    /// waits for it, and finds it in the cache.
+    turns: [Mutex<()>; TURNS],
     _lock: Arc<LockGuard>,
 }
 
@@ -38,6 +43,7 @@ impl BlobReader {
             sealer,
             index,
             cache: BlobCache::new(CACHE_BYTES),
+            turns: [const { Mutex::new(()) }; TURNS],
             _lock: lock,
         }
     }
@@ -89,6 +95,11 @@ impl BlobReader {
 
     /// Reads a data blob through the cache.
     pub(crate) fn read_cached(&self, id: &Id) -> Result<Arc<[u8]>> {
+        if let Some(blob) = self.cache.get(id) {
+            return Ok(blob);
+        }
+        let turn = &self.turns[usize::from(id.as_bytes()[0]) % TURNS];
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(blob) = self.cache.get(id) {
             return Ok(blob);
         }

@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Snapshot(SnapshotCommand),
     /// Give a guest back: its disks, or the running machine
     Restore(RestoreArgs),
+    /// Serve the disks of a snapshot over NBD, read-only
+    Export(ExportArgs),
     /// Keep a twin of a guest in memory, to take its place when it fails
     #[command(subcommand)]
     Twin(TwinCommand),
@@ -414,4 +416,31 @@ pub(crate) struct RestoreArgs {
     /// Replace files that are there
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin export latest                                 until Ctrl-C; prints the NBD URIs
+  vmtwin export 1a2b3c4d --disk disk0 --socket /run/disk0.sock
+  vmtwin export latest --listen 127.0.0.1:10809
+  nbdcopy 'nbd+unix:///disk0?socket=/run/disk0.sock' disk0.raw
+
+Nothing is restored: blocks are read from the repository as they are asked for, and holes are told
+to who asks for them. Every disk is an export of its id's name. Writes are refused. The repository
+is locked, shared with backups and restores, until the end. There is no TLS.")]
+pub(crate) struct ExportArgs {
+    /// Id of the snapshot, the first digits of it, or `latest`
+    pub(crate) id: String,
+    /// Only this disk (may be given more than once)
+    #[arg(long = "disk", value_name = "ID")]
+    pub(crate) disks: Vec<String>,
+    /// Unix socket to listen on [default: one in the home folder]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Listen on TCP instead; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
+    pub(crate) listen: Option<String>,
+    /// Listen on another address than this machine's own: whoever reaches it reads the disks
+    #[arg(long, requires = "listen")]
+    pub(crate) allow_remote: bool,
 }

@@ -10,6 +10,7 @@ mod cli;
 mod command;
 mod content;
 mod db;
+mod export;
 mod failpoint;
 mod home;
 mod isolated;
@@ -79,6 +80,7 @@ fn run(cli: &Cli) -> Result<i32> {
             command::snapshot::run(&home, &ui, args)
         }
         Command::Restore(args) => command::restore::run(&home, &ui, &cancel, args),
+        Command::Export(args) => command::export::run(&home, &ui, &cancel, args),
         Command::Vm(_)
         | Command::Backup(_)
         | Command::Settle(_)

@@ -14,24 +14,24 @@ use crate::content::{
 };
 
 /// What is to be restored.
-pub(super) struct Inventory {
-    pub(super) content: Content,
+pub(crate) struct Inventory {
+    pub(crate) content: Content,
     pub(super) machine: Machine,
-    pub(super) disks: Vec<StoredDisk>,
+    pub(crate) disks: Vec<StoredDisk>,
     pub(super) files: Vec<StoredFile>,
 }
 
 /// A disk to be restored.
-pub(super) struct StoredDisk {
-    pub(super) id: String,
+pub(crate) struct StoredDisk {
+    pub(crate) id: String,
     /// Format it had on the host.
     pub(super) format: String,
-    pub(super) image: Image,
+    pub(crate) image: Image,
 }
 
 impl Inventory {
     /// Reads the lists and opens the images of the disks that are wanted.
-    pub(super) fn read(
+    pub(crate) fn read(
         reader: &SnapshotReader,
         wanted: Option<&[String]>,
     ) -> Result<Inventory, RestoreError> {
