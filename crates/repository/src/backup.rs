@@ -223,6 +223,19 @@ impl Backup {
         Ok(file.into_snapshot(id))
     }
 
+    /// The way in for blobs, for a copy.
+    pub(crate) fn writer(&self) -> &BlobWriter {
+        &self.writer
+    }
+
+    /// Writes the snapshot of a copy once all its blobs are there. More may follow.
+    pub(crate) fn write_copy(&self, file: &SnapshotFile) -> Result<Id> {
+        self.writer.flush()?;
+        let stored = unpacked::encode(&self.sealer, file)?;
+        self.lock.check_held()?;
+        self.writer.uploads.write_file(Kind::Snapshot, stored)
+    }
+
     /// Ends the backup without a snapshot and releases the lock. What was stored and indexed
     /// already serves the next backup; the rest goes at the next prune.
     pub fn abort(self) {}

@@ -17,13 +17,13 @@ use crate::tree::Tree;
 /// Plain bytes that are kept for reads to come.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Reads blobs; holds a shared lock so that nobody removes them meanwhile.
+/// Reads blobs; holds a shared lock, unless its maker does, so that nobody removes them.
 pub(crate) struct BlobReader {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
     index: Index,
     cache: BlobCache,
-    _lock: LockGuard,
+    _lock: Option<LockGuard>,
 }
 
 impl BlobReader {
@@ -31,15 +31,20 @@ impl BlobReader {
         store: Arc<dyn Store>,
         sealer: Arc<Sealer>,
         index: Index,
-        lock: LockGuard,
+        lock: impl Into<Option<LockGuard>>,
     ) -> Self {
         Self {
             store,
             sealer,
             index,
             cache: BlobCache::new(CACHE_BYTES),
-            _lock: lock,
+            _lock: lock.into(),
         }
+    }
+
+    /// The index it looks blobs up in.
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
     }
 
     /// Where a blob is.

@@ -12,3 +12,4 @@ mod faults;
 mod images;
 mod locks;
 mod restic;
+mod upkeep;
