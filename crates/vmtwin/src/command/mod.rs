@@ -3,4 +3,5 @@
 pub(crate) mod init;
 pub(crate) mod restore;
 pub(crate) mod snapshot;
+pub(crate) mod upkeep;
 pub(crate) mod vm;
