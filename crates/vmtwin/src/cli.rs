@@ -197,6 +197,9 @@ pub(crate) struct BackupArgs {
     /// Order of several guests
     #[arg(long, value_enum, default_value = "fixed")]
     pub(crate) order: Order,
+    /// Label of the snapshot, for `snapshot forget --keep-tag` (may be given more than once)
+    #[arg(long = "tag", value_name = "TAG", value_parser = parse_tag)]
+    pub(crate) tags: Vec<String>,
     /// Folder for scratch images [default: in the home folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) scratch: Option<PathBuf>,
@@ -204,6 +207,14 @@ pub(crate) struct BackupArgs {
     pub(crate) capture: CaptureArgs,
     #[command(flatten)]
     pub(crate) twin: TwinArgs,
+}
+
+/// A label: no comma, by which restic separates them, and none that looks like our own.
+fn parse_tag(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains([',', '=']) || text.chars().any(char::is_control) {
+        true => Err("a tag is some text without comma and equals sign".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// Limits of a capture.
