@@ -109,7 +109,7 @@ impl Backup {
             Arc::clone(&self.store),
             Arc::clone(&self.sealer),
             Arc::clone(&self.index),
-            Arc::clone(&self.lock),
+            Some(Arc::clone(&self.lock)),
         );
         SnapshotReader::new(Arc::new(blobs), snapshot)
     }
@@ -239,6 +239,19 @@ impl Backup {
         self.lock.check_held()?;
         let id = self.writer.uploads.write_file(Kind::Snapshot, stored)?;
         Ok(file.into_snapshot(id))
+    }
+
+    /// The way in for blobs, for a copy.
+    pub(crate) fn writer(&self) -> &BlobWriter {
+        &self.writer
+    }
+
+    /// Writes the snapshot of a copy once all its blobs are there. More may follow.
+    pub(crate) fn write_copy(&self, file: &SnapshotFile) -> Result<Id> {
+        self.writer.flush()?;
+        let stored = unpacked::encode(&self.sealer, file)?;
+        self.lock.check_held()?;
+        self.writer.uploads.write_file(Kind::Snapshot, stored)
     }
 
     /// Ends the backup without a snapshot and releases the lock. What was stored and indexed

@@ -19,7 +19,7 @@ const CACHE_BYTES: usize = 64 << 20;
 /// Blobs that can be on their way into the cache at once.
 const TURNS: usize = 64;
 
-/// Reads blobs; holds a shared lock so that nobody removes them meanwhile.
+/// Reads blobs; holds a shared lock, unless its maker does, so that nobody removes them.
 pub(crate) struct BlobReader {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
@@ -28,7 +28,7 @@ pub(crate) struct BlobReader {
     /// By the first byte of a blob's id: who wants a blob that another thread is just reading
     /// waits for it, and finds it in the cache.
     turns: [Mutex<()>; TURNS],
-    _lock: Arc<LockGuard>,
+    _lock: Option<Arc<LockGuard>>,
 }
 
 impl BlobReader {
@@ -36,7 +36,7 @@ impl BlobReader {
         store: Arc<dyn Store>,
         sealer: Arc<Sealer>,
         index: Arc<Index>,
-        lock: Arc<LockGuard>,
+        lock: Option<Arc<LockGuard>>,
     ) -> Self {
         Self {
             store,
@@ -46,6 +46,11 @@ impl BlobReader {
             turns: [const { Mutex::new(()) }; TURNS],
             _lock: lock,
         }
+    }
+
+    /// The index it looks blobs up in.
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
     }
 
     /// Where a blob is.

@@ -164,7 +164,8 @@ impl Index {
     }
 }
 
-fn check(name: &FileName, file: &IndexFile) -> Result<()> {
+/// Refuses impossible lengths.
+pub(crate) fn check(name: &FileName, file: &IndexFile) -> Result<()> {
     for blob in file.packs.iter().flat_map(|pack| &pack.blobs) {
         let blob = PackedBlob::from(*blob);
         let ends = blob.offset_bytes.checked_add(blob.sealed_bytes);

@@ -21,7 +21,8 @@
 //! | `data/xx/*` | packs: sealed blobs, sealed header, length of the header |
 //!
 //! What may run beside what: backups and readers take shared locks and run beside one another;
-//! removing snapshots, and `restic prune`, take an exclusive one and run alone.
+//! removing snapshots, the end of a prune, and `restic prune`, take an exclusive one and run
+//! alone. The table of all of it is in `docs/repository.md`.
 //!
 //! An image is a folder of segments; see the module `layout` for their names. Chunks of zeros
 //! cost one blob per length and are never read, hashed or written again.
@@ -66,6 +67,7 @@ mod store;
 mod tree;
 mod tree_builder;
 mod unpacked;
+mod upkeep;
 mod upload;
 mod zero;
 
@@ -87,3 +89,9 @@ pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, SnapshotMeta};
 pub use sparse_file::SparseFile;
 pub use stats::{CopyStats, FileStats, ImageStats};
 pub use store::{FileName, Kind, LocalStore, Patience, S3Store, Store, StoreOptions, StoredFile};
+pub use upkeep::check::{CheckReport, HurtSnapshot, Problem};
+pub use upkeep::prune::{PruneOptions, PruneReport};
+pub use upkeep::repair::RepairReport;
+pub use upkeep::retention::KeepRules;
+pub use upkeep::transfer::Copied;
+pub use upkeep::usage::{SnapshotUsage, Usage};

@@ -50,6 +50,12 @@ pub(crate) const fn trailer_bytes(blobs: usize) -> usize {
     blobs * COMPRESSED_ENTRY_BYTES + SEAL_BYTES + 4
 }
 
+/// Length of header and length field of the pack of these blobs.
+pub(crate) fn header_bytes(blobs: &[PackedBlob]) -> usize {
+    let compressed = blobs.iter().filter(|b| b.compressed_from.is_some()).count();
+    blobs.len() * PLAIN_ENTRY_BYTES + compressed * 4 + SEAL_BYTES + 4
+}
+
 /// Appends the sealed header and its length to the blobs in `pack`.
 pub(crate) fn append_header(
     pack: &mut Vec<u8>,

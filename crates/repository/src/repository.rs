@@ -234,6 +234,28 @@ impl Repository {
             .map_err(|e| Error::store("remove", name, e))
     }
 
+    /// Removes snapshots, also damaged ones, under one exclusive lock. Their data goes at the
+    /// next prune. What is not there any more is passed over.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for what is no full id, before anything is removed; [`Error::Locked`];
+    /// [`Error::LockLost`]; whatever the store says.
+    pub fn remove_snapshots(&self, ids: &[String]) -> Result<()> {
+        let parse = |id: &String| {
+            let what = format!("snapshot {id:?}");
+            id.parse::<Id>().map_err(|_| Error::NotFound { what })
+        };
+        let ids: Vec<Id> = ids.iter().map(parse).collect::<Result<_>>()?;
+        let lock = self.lock(LockMode::Exclusive)?;
+        for some in ids.chunks(64) {
+            lock.check_held()?;
+            for id in some {
+                self.remove_file(&FileName::new(Kind::Snapshot, *id))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a snapshot for reading: takes a shared lock, then loads the index.
     ///
     /// # Errors
@@ -246,7 +268,7 @@ impl Repository {
             store,
             sealer,
             Arc::new(index),
-            Arc::new(lock),
+            Some(Arc::new(lock)),
         ));
         Ok(SnapshotReader::new(blobs, snapshot))
     }
@@ -277,8 +299,29 @@ impl Repository {
         self.lock(mode).map(HeldLock)
     }
 
-    fn lock(&self, mode: LockMode) -> Result<LockGuard> {
+    pub(crate) fn lock(&self, mode: LockMode) -> Result<LockGuard> {
         LockGuard::take(Arc::clone(&self.store), Arc::clone(&self.sealer), mode)
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub(crate) fn store_arc(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
+    pub(crate) fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    pub(crate) fn sealer_arc(&self) -> Arc<Sealer> {
+        Arc::clone(&self.sealer)
+    }
+
+    pub(crate) fn remove_file(&self, name: &FileName) -> Result<()> {
+        let removed = self.store.remove(name);
+        removed.map_err(|e| Error::store("remove", name, e))
     }
 }
 

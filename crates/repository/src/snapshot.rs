@@ -60,6 +60,8 @@ pub struct Snapshot {
     pub description: Option<String>,
     /// Id of the snapshot it builds on.
     pub parent: Option<String>,
+    /// Id of the snapshot of another repository that it is a copy of.
+    pub original: Option<String>,
     /// Id of its root tree.
     pub tree: Id,
 }
@@ -115,6 +117,8 @@ pub(crate) struct SnapshotFile {
     tags: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original: Option<Id>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     program_version: String,
 }
@@ -141,8 +145,18 @@ impl SnapshotFile {
             gid: crate::host::gid(),
             tags: (!meta.tags.is_empty()).then_some(meta.tags),
             description: meta.description,
+            original: None,
             program_version: concat!("vmtwin ", env!("CARGO_PKG_VERSION")).to_owned(),
         })
+    }
+
+    /// The same snapshot for another repository: without its parent, which has another id there.
+    pub(crate) fn copy_of(self, id: Id) -> Self {
+        Self {
+            parent: None,
+            original: Some(self.original.unwrap_or(id)),
+            ..self
+        }
     }
 
     pub(crate) fn into_snapshot(self, id: Id) -> Snapshot {
@@ -155,6 +169,7 @@ impl SnapshotFile {
             paths: self.paths.unwrap_or_default(),
             description: self.description,
             parent: self.parent.map(|id| id.to_hex()),
+            original: self.original.map(|id| id.to_hex()),
             tree: self.tree,
         }
     }

@@ -85,6 +85,18 @@ pub(crate) enum Command {
     Twin(TwinCommand),
     /// Turn a stored state into disks that every application finds cleanly closed
     Settle(SettleArgs),
+    /// Remove from the repository what no snapshot needs
+    Prune(PruneArgs),
+    /// Check the repository, and say which snapshots and disks each damage hurts
+    Check(CheckArgs),
+    /// Copy snapshots to another repository
+    Copy(CopyArgs),
+    /// Show what guests' snapshots and the repository take
+    #[command(after_help = "Examples:\n  vmtwin stats\n  vmtwin stats web01 --json")]
+    Stats {
+        /// Of this guest only
+        vm: Option<String>,
+    },
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \
@@ -209,6 +221,9 @@ pub(crate) struct BackupArgs {
     /// Order of several guests
     #[arg(long, value_enum, default_value = "fixed")]
     pub(crate) order: Order,
+    /// Label of the snapshot, for `snapshot forget --keep-tag` (may be given more than once)
+    #[arg(long = "tag", value_name = "TAG", value_parser = parse_tag)]
+    pub(crate) tags: Vec<String>,
     /// Folder for scratch images [default: in the home folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) scratch: Option<PathBuf>,
@@ -216,6 +231,14 @@ pub(crate) struct BackupArgs {
     pub(crate) capture: CaptureArgs,
     #[command(flatten)]
     pub(crate) twin: TwinArgs,
+}
+
+/// A label: no comma, by which restic separates them, and none that looks like our own.
+fn parse_tag(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains([',', '=']) || text.chars().any(char::is_control) {
+        true => Err("a tag is some text without comma and equals sign".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// Limits of a capture.
@@ -324,6 +347,164 @@ pub(crate) enum SnapshotCommand {
     },
     /// Prove that a snapshot can be restored: read all of it, or boot it
     Verify(VerifyArgs),
+    /// Remove snapshots: those named, or those that no rule keeps
+    Forget(ForgetArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin snapshot forget 1a2b3c4d
+  vmtwin snapshot forget --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run
+  vmtwin snapshot forget --vm web01 --keep-within 30d --keep-tag gold --prune
+
+Rules apply to the snapshots of each guest on each host; a snapshot stays if any rule keeps it.
+Periods are UTC. Needs the repository to itself, as restic's forget does; space is freed by prune.")]
+pub(crate) struct ForgetArgs {
+    /// Snapshots to remove: ids, or the first digits of them
+    #[arg(value_name = "ID", conflicts_with_all = ["vm", "keep_last", "keep_hourly", "keep_daily",
+        "keep_weekly", "keep_monthly", "keep_yearly", "keep_within", "keep_tag"])]
+    pub(crate) ids: Vec<String>,
+    /// Apply the rules to this guest only
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vm: Option<String>,
+    /// Keep the newest N
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_last: u32,
+    /// Keep the newest of each of the newest N hours that have any
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_hourly: u32,
+    /// The same for days
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_daily: u32,
+    /// The same for weeks
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_weekly: u32,
+    /// The same for months
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_monthly: u32,
+    /// The same for years
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub(crate) keep_yearly: u32,
+    /// Keep all within this time before the newest one: 12h, 30d, 8w
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
+    pub(crate) keep_within: Option<time::Duration>,
+    /// Keep all with this tag (may be given more than once)
+    #[arg(long, value_name = "TAG")]
+    pub(crate) keep_tag: Vec<String>,
+    /// Show what stays, what goes, and by which rule
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Then prune
+    #[arg(long)]
+    pub(crate) prune: bool,
+    /// Allow rules that keep nothing of a guest
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+impl ForgetArgs {
+    /// The rules given.
+    pub(crate) fn rules(&self) -> anyhow::Result<vmtwin_repository::KeepRules> {
+        Ok(vmtwin_repository::KeepRules {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+            tags: self.keep_tag.clone(),
+        })
+    }
+}
+
+/// `12h`, `30d`, `8w`.
+fn parse_age(text: &str) -> Result<time::Duration, String> {
+    let wrong = || format!("{text:?} is no time such as 12h, 30d or 8w");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: i64 = match unit {
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u16 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(time::Duration::seconds(seconds * i64::from(count)))
+}
+
+/// `5` or `5%`, 0 to 100.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err(format!("{text:?} is no percentage from 0 to 100")),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin prune --dry-run
+  vmtwin prune --max-unused 0
+  vmtwin prune --wait-s 3600
+
+May be run while backups run, here or elsewhere: the long part only adds. Removing needs the
+repository to itself for a moment; where a backup or restore still runs then, nothing is removed
+(exit code 3), and the next prune does it.")]
+pub(crate) struct PruneArgs {
+    /// Only show what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Unused bytes that may stay, in percent of the used ones
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
+    pub(crate) max_unused: f64,
+    /// How long to wait for running backups and restores, seconds
+    #[arg(long, value_name = "S", default_value = "0")]
+    pub(crate) wait_s: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin check
+  vmtwin check --read-data          read every pack and compare all hashes
+  vmtwin check --read-data=10%      of a random tenth of the packs
+  vmtwin check --repair --read-data
+
+Exit code 1 where anything is damaged. --repair makes the index list what is really there, so that
+the next full backup stores again what is lost; it removes no snapshot and no pack.")]
+pub(crate) struct CheckArgs {
+    /// Read the data too, or a part of it
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "100%", value_parser = parse_percent)]
+    pub(crate) read_data: Option<f64>,
+    /// Repair the index first
+    #[arg(long)]
+    pub(crate) repair: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vmtwin copy --to /mnt/offsite --to-password-file /root/offsite.pw
+  vmtwin copy --to /mnt/offsite --vm web01
+  vmtwin copy --to /mnt/offsite 1a2b3c4d
+
+Copies from the repository of --repo. What is there already is passed over; a copy that was
+interrupted goes on where it was. The password may also be in VMTWIN_TO_PASSWORD.")]
+pub(crate) struct CopyArgs {
+    /// Repository to copy to; it must exist
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: String,
+    /// File whose first line is that repository's password
+    #[arg(long, env = "VMTWIN_TO_PASSWORD_FILE", value_name = "FILE")]
+    pub(crate) to_password_file: Option<PathBuf>,
+    /// Command that prints that repository's password
+    #[arg(long, env = "VMTWIN_TO_PASSWORD_COMMAND", value_name = "COMMAND")]
+    pub(crate) to_password_command: Option<String>,
+    /// Snapshots: ids, or the first digits of them [default: all of guests]
+    #[arg(value_name = "ID", conflicts_with = "vm")]
+    pub(crate) ids: Vec<String>,
+    /// All of this guest
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vm: Option<String>,
 }
 
 #[derive(Debug, Args)]

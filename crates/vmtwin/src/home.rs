@@ -219,7 +219,8 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn read_password(path: &Path) -> Result<Password> {
+/// The first line of a file.
+pub(crate) fn read_password(path: &Path) -> Result<Password> {
     let context = || format!("cannot read the password file {}", path.display());
     let size = std::fs::metadata(path).with_context(context)?.len();
     if size > MAX_PASSWORD_BYTES {
@@ -229,7 +230,8 @@ fn read_password(path: &Path) -> Result<Password> {
     first_line(&text).with_context(|| format!("the password file {} is empty", path.display()))
 }
 
-fn password_of_command(command: &str) -> Result<Password> {
+/// The first line that a command prints.
+pub(crate) fn password_of_command(command: &str) -> Result<Password> {
     let output = std::process::Command::new("sh")
         .args(["-c", command])
         .stderr(std::process::Stdio::inherit())

@@ -32,6 +32,7 @@ use clap::Parser;
 use backup::Cx;
 use cancel::Cancel;
 use cli::{Cli, Command, SnapshotCommand};
+use command::upkeep::Upkeep;
 use db::Db;
 use home::Home;
 use ui::Ui;
@@ -74,7 +75,17 @@ fn run(cli: &Cli) -> Result<i32> {
     let cancel = Cancel::on_signals()?;
     let home = Home::open(&cli.global, &cancel)?;
     let ui = Ui::new(cli.global.json, cli.global.quiet);
+    let upkeep = Upkeep {
+        home: &home,
+        ui: &ui,
+        cancel: &cancel,
+    };
     match &cli.command {
+        Command::Snapshot(SnapshotCommand::Forget(args)) => upkeep.forget(args),
+        Command::Prune(args) => upkeep.prune(args),
+        Command::Check(args) => upkeep.check(args),
+        Command::Copy(args) => upkeep.copy(args),
+        Command::Stats { vm } => upkeep.stats(vm.as_deref()),
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
         Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {
             command::snapshot::run(&home, &ui, args)

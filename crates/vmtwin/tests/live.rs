@@ -26,12 +26,15 @@ fn a_killed_guest_goes_on_from_the_point() {
     check_table(&vmtwin);
 
     let before = guest.last_tick();
-    let report = vmtwin.backup(&[]);
+    let report = vmtwin.backup(&["--tag", "gold"]);
     check_report(&report);
     let after = guest.wait_for_next_tick(PATIENCE);
     assert_clean(&guest);
     vmtwin.assert_nothing_left();
     let id = report["snapshot"].as_str().unwrap();
+    assert_eq!(vmtwin.snapshots(), [id]);
+    // Kept by its tag, so nothing is forgotten.
+    vmtwin.ok(&["snapshot", "forget", "--keep-tag", "gold"]);
     assert_eq!(vmtwin.snapshots(), [id]);
 
     restic_judges(&vmtwin, id);

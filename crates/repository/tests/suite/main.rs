@@ -14,3 +14,4 @@ mod locks;
 mod restic;
 mod s3;
 mod s3_faults;
+mod upkeep;

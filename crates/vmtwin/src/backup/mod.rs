@@ -293,7 +293,9 @@ impl Work<'_> {
             files.map(|f| (PathBuf::from(&f.path), f.stored_as.as_str())),
         )?;
         failpoint::pass("snapshot")?;
-        let snapshot = backup.finish(store::meta(&content, captured.time))?;
+        let mut meta = store::meta(&content, captured.time);
+        meta.tags.extend(self.args.tags.iter().cloned());
+        let snapshot = backup.finish(meta)?;
         self.report.seconds.finish = begun.elapsed().as_secs_f64();
         self.report.consistency = Some(content.consistency.clone());
         self.report.time = Some(content.time.clone());

@@ -4,4 +4,5 @@ pub(crate) mod export;
 pub(crate) mod init;
 pub(crate) mod restore;
 pub(crate) mod snapshot;
+pub(crate) mod upkeep;
 pub(crate) mod vm;
