@@ -514,8 +514,8 @@ pub(crate) struct CopyArgs {
   vmtwin snapshot verify 1a2b --boot --expect 'login:'   until its console shows this
 
 With --boot the guest is restored to the scratch folder and started with a network that leads
-nowhere, from the live state where the snapshot has one. It has come up when its console speaks or
-its screen rests, and it still runs some seconds later. Then it is thrown away. The result is kept
+nowhere, from the live state where the snapshot has one. It has come up when its guest agent answers,
+or its console speaks or its screen rests and it still runs some seconds later. Then it is thrown away. The result is kept
 in the catalog, the last picture of its screen in the home folder.")]
 pub(crate) struct VerifyArgs {
     /// Id of the snapshot, the first digits of it, or `latest`

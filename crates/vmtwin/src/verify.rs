@@ -57,6 +57,7 @@ impl VerifyReport {
             (None, Some(sign), _) => {
                 let sign = match sign {
                     Sign::Expected => "its console showed what was expected",
+                    Sign::Agent => "its guest agent answered",
                     Sign::Console => "its console speaks",
                     Sign::Screen => "its screen rests; look at the picture",
                 };

@@ -127,6 +127,18 @@ fn a_guest_agent_shuts_down_what_ignores_its_button() {
     assert!(acks(&guest).postgres > before.postgres, "the guest ended");
     assert_clean(&guest);
     vmtwin.assert_nothing_left();
+
+    // The console of a state speaks at once: it is to speak for longer than the agent takes.
+    vmtwin.backup(&[]);
+    let verify = [
+        "snapshot",
+        "verify",
+        "latest",
+        "--boot",
+        "--settle-s",
+        "120",
+    ];
+    assert_eq!(vmtwin.json(&verify)["sign"], "agent");
 }
 
 /// What is acknowledged so far.

@@ -1,4 +1,5 @@
-//! The guest agent of a twin, where its system happens to run one: a further way to shut it down.
+//! The guest agent of a twin, where its system happens to run one: a further way to shut it down, and
+//! a sign that it lives.
 //!
 //! Protocol: QEMU Guest Agent Protocol Reference. Nothing it says is relied on: it is asked, and
 //! QEMU tells how the twin ends.
@@ -19,6 +20,19 @@ const SENTINEL: u8 = 0xff;
 
 /// Asks the agent behind `socket` to power the machine off. An error says that nobody answered.
 pub(super) fn ask_to_power_off(socket: &Path) -> io::Result<()> {
+    let mut stream = synchronized(socket)?;
+    // A good end has no answer.
+    let shutdown = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
+    writeln!(stream, "{shutdown}")
+}
+
+/// Whether an agent answers.
+pub(super) fn answers(socket: &Path) -> bool {
+    synchronized(socket).is_ok()
+}
+
+/// A connection to an agent that has answered in step.
+fn synchronized(socket: &Path) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -31,12 +45,10 @@ pub(super) fn ask_to_power_off(socket: &Path) -> io::Result<()> {
     let mut line = String::new();
     answers.read_line(&mut line)?;
     let answer: Value = serde_json::from_str(&line)?;
-    if answer["return"] != id {
-        return Err(io::Error::other("the agent does not answer in step"));
+    match answer["return"] == id {
+        true => Ok(stream),
+        false => Err(io::Error::other("the agent does not answer in step")),
     }
-    // A good end has no answer.
-    let shutdown = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
-    writeln!(stream, "{shutdown}")
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Signs of life: whether a machine that was started comes up.
 //!
-//! Its console is read and its screen looked at from outside; nothing in it has to help. What it
-//! shows is evidence, not proof: `expect` makes it as strong as the user wants.
+//! Its console is read and its screen looked at from outside; nothing in it has to help, but a guest
+//! agent is asked where there is one. What it shows is evidence, not proof: `expect` makes it as
+//! strong as the user wants.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Twin, TwinError};
+use super::{AGENT_SOCKET, Twin, TwinError, agent};
 
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(500);
+/// How often the guest agent is asked; who asks waits for two seconds.
+const AGENT_PERIOD: Duration = Duration::from_secs(5);
 /// What a kernel of Linux prints when it is lost.
 const PANIC_WORDS: &str = "Kernel panic";
 /// Most of a console that is read, bytes.
@@ -43,6 +46,8 @@ pub struct LifeOptions {
 pub enum Sign {
     /// The console showed what was expected.
     Expected,
+    /// Its guest agent answered.
+    Agent,
     /// The console spoke.
     Console,
     /// The screen shows something, and rests.
@@ -70,6 +75,8 @@ pub(super) fn watch(
     let spoken_before = console(&options.console_log).len();
     let mut eyes = Eyes::default();
     let mut spoke_at = None;
+    let agent = twin.dir.join(AGENT_SOCKET);
+    let mut agent_asked = begun;
     let mut resets = 0;
     while begun.elapsed() < options.limit {
         resets += resets_in(twin)?;
@@ -84,9 +91,17 @@ pub(super) fn watch(
         if text.len() > spoken_before {
             spoke_at.get_or_insert_with(Instant::now);
         }
+        let mut agent_answers = || {
+            let ask = agent.exists() && agent_asked.elapsed() >= AGENT_PERIOD;
+            if ask {
+                agent_asked = Instant::now();
+            }
+            ask && agent::answers(&agent)
+        };
         let lasted = |since: Option<Instant>| since.is_some_and(|t| t.elapsed() >= options.settle);
         let sign = match &options.expect {
             Some(words) => text.contains(words.as_str()).then_some(Sign::Expected),
+            None if agent_answers() => Some(Sign::Agent),
             None if lasted(spoke_at) => Some(Sign::Console),
             None if lasted(eyes.rests_since) => Some(Sign::Screen),
             None => None,
