@@ -49,6 +49,7 @@ mod image_source;
 mod image_trees;
 mod index;
 mod index_file;
+mod index_table;
 mod layout;
 mod location;
 mod lock;
@@ -64,6 +65,8 @@ mod snapshot;
 mod sparse_file;
 mod stats;
 mod store;
+#[doc(hidden)]
+pub mod synthetic;
 mod tree;
 mod tree_builder;
 mod unpacked;
