@@ -19,8 +19,9 @@ use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::spool::SpoolReader;
 use vmtwin_hypervisor::twin::{Backing, Twin, TwinPlan, TwinRequest, check_room};
 
+use super::disks::{Sink, connect_to_point};
 use super::report::TwinReport;
-use super::{Cx, Drained, Sink, Work, connect_to_point, job_tag, store};
+use super::{Cx, Drained, Work, job_tag, store};
 use crate::cli::{Consistency, Fallback};
 use crate::content::ContentDisk;
 use crate::failpoint;

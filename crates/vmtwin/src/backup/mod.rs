@@ -11,10 +11,12 @@
 
 pub(crate) mod application;
 mod base;
+mod disks;
 mod memory;
 mod report;
 mod stopped;
 pub(crate) mod store;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,38 +24,32 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use vmtwin_catalog::{
-    InspectedDisk, Inspection, JobId, JobKind, NewJob, Outcome, Vm, VmRole, VmState,
-};
-use vmtwin_hypervisor::capture::{Capture, CaptureError, CaptureOptions, Journal};
+use vmtwin_catalog::{JobId, JobKind, NewJob, Outcome, Vm, VmRole};
+use vmtwin_hypervisor::capture::{Capture, CaptureOptions, Journal};
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::inspect::inspect;
-use vmtwin_hypervisor::machine::{Disk, Machine};
+use vmtwin_hypervisor::machine::Machine;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
 use vmtwin_hypervisor::undo::Undo;
-use vmtwin_nbd::{Client, Options, context};
 use vmtwin_repository::{Backup, IngestOptions, Repository};
 
 use self::application::PlannedTwin;
 use self::base::Base;
-use self::report::DiskReport;
-use self::store::Against;
+use self::disks::Sink;
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
-use crate::source::Changes;
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
+pub(crate) use table::{inspected, update_table};
 
 /// How long to wait for a monitor's greeting.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time for one answer of QEMU's NBD server. A guest's disk may be slow; it is not stuck.
-const NBD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Nice value of the threads that store.
 const STORE_NICE: i32 = 10;
 /// What a pause may last longer, per GiB, where it includes the snapshot's preparation.
@@ -459,48 +455,6 @@ impl Work<'_> {
         })
     }
 
-    /// Stores the disks as they were at the point.
-    fn store_disks(
-        &mut self,
-        capture: &Capture<'_>,
-        machine: &Machine,
-        sink: &Sink<'_>,
-    ) -> Result<Vec<ContentDisk>> {
-        let begun = Instant::now();
-        let mut disks = Vec::new();
-        for disk in machine.disks.iter().filter(|d| d.included) {
-            failpoint::pass(&format!("read {}", disk.id))?;
-            disks.push(self.store_disk(capture, disk, sink)?);
-        }
-        self.report.seconds.disks = begun.elapsed().as_secs_f64();
-        if self.cx.cancel.is_set() {
-            return Err(CaptureError::Cancelled.into());
-        }
-        Ok(disks)
-    }
-
-    fn store_disk(
-        &mut self,
-        capture: &Capture<'_>,
-        disk: &Disk,
-        sink: &Sink<'_>,
-    ) -> Result<ContentDisk> {
-        let client = connect_to_point(capture, disk)?;
-        let (against, why_all) = sink.against(capture, disk, &client);
-        let stored = store::image(self.cx, sink.backup, disk, client, against, self.report)?;
-        self.note_reading(&disk.id, why_all);
-        Ok(stored)
-    }
-
-    /// Notes whether all of a disk was read, and why.
-    fn note_reading(&mut self, id: &str, why_all: Option<String>) {
-        self.report.disks.push(DiskReport {
-            id: id.to_owned(),
-            read: if why_all.is_some() { "all" } else { "changed" },
-            why: why_all,
-        });
-    }
-
     fn store_memory(
         &mut self,
         backup: &Backup,
@@ -520,59 +474,6 @@ impl Work<'_> {
         self.report.seconds.store_memory = begun.elapsed().as_secs_f64();
         Ok(Some(stored.content))
     }
-}
-
-/// Where disks go, and what they build on.
-struct Sink<'a> {
-    backup: &'a Backup,
-    base: &'a Base,
-}
-
-impl Sink<'_> {
-    /// What a disk whose point is behind `client` is stored against, or why all of it is read.
-    fn against(
-        &self,
-        capture: &Capture<'_>,
-        disk: &Disk,
-        client: &Client,
-    ) -> (Against, Option<String>) {
-        let Some(base) = self.base.disk(&disk.id) else {
-            return (Against::default(), Some("nothing is known of it".into()));
-        };
-        let mut against = Against {
-            parent: base.parent.clone(),
-            changes: None,
-        };
-        if base.why_all.is_some() {
-            return (against, base.why_all.clone());
-        }
-        let context = capture.dirty_context(&disk.id);
-        let Some(context) = context.filter(|context| client.has_context(context)) else {
-            return (against, Some("QEMU does not show its bitmap".into()));
-        };
-        let mut changes = Changes::none(disk.size_bytes);
-        let is_dirty = |flags| flags & context::DIRTY != 0;
-        if let Err(error) = changes.add_marked(client, &context, is_dirty) {
-            return (against, Some(format!("its bitmap cannot be read: {error}")));
-        }
-        for (offset, length) in &base.twin_writes {
-            changes.add(*offset, *length);
-        }
-        against.changes = Some(changes);
-        (against, None)
-    }
-}
-
-/// Connects to a disk as it was at the point.
-fn connect_to_point(capture: &Capture<'_>, disk: &Disk) -> Result<Client> {
-    let base = std::iter::once(context::BASE_ALLOCATION.to_owned());
-    let contexts = base.chain(capture.dirty_context(&disk.id));
-    let options = Options {
-        request_timeout: NBD_TIMEOUT,
-        ..Options::with_contexts(contexts)
-    };
-    Client::connect_unix(capture.nbd_socket(), &disk.id, &options)
-        .with_context(|| format!("cannot read the point-in-time view of disk {}", disk.id))
 }
 
 /// The means of a capture of disks into the work folder `dir`.
@@ -639,46 +540,6 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make the folder {}", dir.display()))
-}
-
-/// Brings the VM table up to what QEMU reports.
-pub(crate) fn update_table(db: &Db, vm: &Vm, machine: &Machine) -> Result<()> {
-    let found = Inspection {
-        state: vm_state(&machine.run_state),
-        memory_bytes: Some(machine.memory_bytes),
-        machine: serde_json::to_value(machine)?,
-        disks: machine.disks.iter().map(inspected).collect(),
-    };
-    db.run(async |c| c.update_inspection(&vm.id, found).await)?;
-    Ok(())
-}
-
-fn vm_state(run_state: &str) -> VmState {
-    match run_state {
-        "running" => VmState::Running,
-        "paused" | "suspended" | "io-error" | "prelaunch" => VmState::Paused,
-        "shutdown" => VmState::Stopped,
-        _ => VmState::Unknown,
-    }
-}
-
-pub(crate) fn inspected(disk: &Disk) -> InspectedDisk {
-    let kind = serde_json::to_value(disk.kind).ok();
-    InspectedDisk {
-        disk_id: disk.id.clone(),
-        node: Some(disk.node_name.clone()),
-        qdev: Some(disk.qdev.clone()),
-        address: disk.address.clone(),
-        kind: kind
-            .as_ref()
-            .and_then(|k| k.as_str())
-            .unwrap_or("other")
-            .to_owned(),
-        size_bytes: disk.size_bytes,
-        format: disk.format.clone(),
-        read_only: disk.read_only,
-        included: disk.included,
-    }
 }
 
 /// Recovers first, then backs up.
