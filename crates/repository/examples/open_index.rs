@@ -1,7 +1,8 @@
 //! How long a repository of many blobs takes to open for a backup, and how much memory.
 //!
-//! `open_index FOLDER [MILLIONS]`: makes a repository there with an index of so many blobs (default
-//! 10) unless it is there, with empty (sparse) packs, and opens it. The folder stays.
+//! `open_index FOLDER [MILLIONS [CACHE]]`: makes a repository there with an index of so many blobs (default
+//! 10) unless it is there, with empty (sparse) packs, and opens it. The folder stays. With a folder
+//! for a cache, the first time makes that and others use it.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -16,7 +17,7 @@ fn main() -> Result<(), Box<dyn StdError>> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments
         .next()
-        .ok_or("usage: open_index FOLDER [MILLIONS]")?;
+        .ok_or("usage: open_index FOLDER [MILLIONS [CACHE]]")?;
     let millions: usize = arguments.next().map_or(Ok(10), |text| text.parse())?;
     let password = Password::from("synthetic".to_owned());
     let location = Location::parse(&folder)?;
@@ -30,7 +31,10 @@ fn main() -> Result<(), Box<dyn StdError>> {
         println!("made; run it again");
         return Ok(());
     }
-    let repository = Repository::open(&location, &password)?;
+    let mut repository = Repository::open(&location, &password)?;
+    if let Some(cache) = arguments.next() {
+        repository = repository.with_cache(Path::new(&cache));
+    }
     let before = memory_mib("VmRSS")?;
     let began = Instant::now();
     let backup = repository.start_backup(&IngestOptions::default())?;

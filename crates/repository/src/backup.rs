@@ -21,6 +21,7 @@ use crate::lock::{LockGuard, LockMode};
 use crate::options::{ImageOptions, IngestOptions};
 use crate::pack::BlobKind;
 use crate::reader::SnapshotReader;
+use crate::repository::Repository;
 use crate::snapshot::{Snapshot, SnapshotFile, SnapshotMeta};
 use crate::stats::{FileStats, ImageStats};
 use crate::store::{Kind, Store};
@@ -54,14 +55,11 @@ impl std::fmt::Debug for Backup {
 
 impl Backup {
     /// Locks, then loads the index.
-    pub(crate) fn start(
-        store: Arc<dyn Store>,
-        sealer: Arc<Sealer>,
-        options: &IngestOptions,
-    ) -> Result<Self> {
+    pub(crate) fn start(repository: &Repository, options: &IngestOptions) -> Result<Self> {
         options.check()?;
-        let lock = LockGuard::take(Arc::clone(&store), Arc::clone(&sealer), LockMode::Shared)?;
-        let index = Arc::new(Index::load(&*store, &sealer, true)?);
+        let lock = repository.lock(LockMode::Shared)?;
+        let index = Arc::new(repository.load_index(true)?);
+        let (store, sealer) = (repository.store_arc(), repository.sealer_arc());
         let control = Arc::new(Control::new(options.cancel.clone()));
         let pool = BufferPool::new(options.pack_bytes, options.pack_buffers);
         let uploads = Uploads::start(

@@ -1,6 +1,6 @@
 //! The index in memory: where each blob is. 29 bytes per blob, see [`crate::index_table`].
 //!
-//! The files are read by a few threads. An entry with impossible lengths makes its file damaged;
+//! The files are read by a few threads, those that [`crate::index_cache`] holds not again. An entry with impossible lengths makes its file damaged;
 //! nothing of a damaged index file is used, because a backup must not build on it.
 
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::crypto::Sealer;
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::index_cache::IndexCache;
 use crate::index_file::IndexFile;
 use crate::index_table::{BlobTable, RowPlace, Rows};
 use crate::pack::{BlobKind, PackedBlob};
@@ -36,9 +37,20 @@ pub(crate) struct BlobPlace {
 /// All blobs of a repository.
 #[derive(Default)]
 pub(crate) struct Index {
-    packs: Vec<Id>,
-    data: BlobTable,
-    trees: BlobTable,
+    pub(crate) packs: Vec<Id>,
+    /// Lengths of the packs, bytes, where nothing is trusted.
+    sizes: Option<Vec<u32>>,
+    /// What the cache holds.
+    pub(crate) cached: Tables,
+    /// What index files hold that the cache does not have.
+    pub(crate) recent: Tables,
+}
+
+/// Blobs by their kind.
+#[derive(Default)]
+pub(crate) struct Tables {
+    pub(crate) data: BlobTable,
+    pub(crate) trees: BlobTable,
 }
 
 /// What was loaded so far.
@@ -50,45 +62,39 @@ struct Loaded {
 }
 
 impl Index {
-    /// Reads every index file. With `trust_nothing`, entries whose pack is missing or too short
-    /// are left out, so that a backup stores their blobs again instead of pointing at nothing.
-    pub(crate) fn load(store: &dyn Store, sealer: &Sealer, trust_nothing: bool) -> Result<Self> {
-        let files = list(store, Kind::Index)?;
-        let stored_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
-        let loaded = Mutex::new(Loaded {
-            data: Rows::with_room(stored_bytes / BLOB_STORED_BYTES),
-            ..Loaded::default()
-        });
-        let next = AtomicUsize::new(0);
-        let sizes = trust_nothing.then(|| pack_sizes(store)).transpose()?;
-        let work = || -> Result<()> {
-            while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let name = FileName::new(Kind::Index, file.id);
-                let part: IndexFile = unpacked::load(store, sealer, &name)?;
-                check(&name, &part)?;
-                Loaded::add_file(&loaded, part, sizes.as_ref());
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let count = LOADERS.min(files.len());
-            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().try_for_each(|t| {
-                t.join()
-                    .unwrap_or_else(|_| Err(Error::damaged("index", "its reader panicked")))
-            })
-        })?;
-        Ok(loaded
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .into_index())
+    /// Reads every index file that is not in the cache. With `trust_nothing`, blobs whose pack is
+    /// missing or too short are not found, so that a backup stores them again instead of pointing
+    /// at nothing.
+    pub(crate) fn load(
+        store: &dyn Store,
+        sealer: &Sealer,
+        cache: Option<&IndexCache>,
+        trust_nothing: bool,
+    ) -> Result<Self> {
+        let mut files = list(store, Kind::Index)?;
+        let known = cache.and_then(|cache| cache.read(sealer, &files));
+        let known = known.unwrap_or_default();
+        files.retain(|file| !known.files.contains(&file.id));
+        let mut index = load_files(store, sealer, known.packs, &files)?;
+        index.cached = known.tables;
+        if let Some(cache) = cache
+            && cache.wants(&index, files.len())
+        {
+            let ids = known.files.iter().copied();
+            let ids: Vec<Id> = ids.chain(files.iter().map(|file| file.id)).collect();
+            cache.write(sealer, &ids, &index);
+        }
+        if trust_nothing {
+            index.sizes = Some(index.pack_sizes(store)?);
+        }
+        Ok(index)
     }
 
     /// The index that one file makes.
     pub(crate) fn of_file(name: &FileName, file: IndexFile) -> Result<Self> {
         check(name, &file)?;
         let loaded = Mutex::new(Loaded::default());
-        Loaded::add_file(&loaded, file, None);
+        Loaded::add_file(&loaded, file);
         let loaded = loaded.into_inner();
         Ok(loaded.unwrap_or_else(PoisonError::into_inner).into_index())
     }
@@ -105,16 +111,38 @@ impl Index {
         kind: BlobKind,
         id: &Id,
     ) -> impl Iterator<Item = BlobPlace> + use<'_> {
-        let table = match kind {
-            BlobKind::Data => &self.data,
-            BlobKind::Tree => &self.trees,
+        let (cached, recent) = match kind {
+            BlobKind::Data => (&self.cached.data, &self.recent.data),
+            BlobKind::Tree => (&self.cached.trees, &self.recent.trees),
         };
         let id = *id;
-        let places = table.places(&id);
+        let places = cached.places(&id).chain(recent.places(&id));
         places.filter_map(move |row| self.place(kind, id, &row))
     }
 
+    /// Lengths of all packs; those that are not there have none.
+    fn pack_sizes(&self, store: &dyn Store) -> Result<Vec<u32>> {
+        let listed = list(store, Kind::Pack)?;
+        let sizes: HashMap<Id, u64> = listed.iter().map(|p| (p.id, p.size_bytes)).collect();
+        let size = |id| sizes.get(id).copied().unwrap_or(0);
+        let clamped = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Ok(self.packs.iter().map(|id| clamped(size(id))).collect())
+    }
+
+    /// Whether the pack of a blob is there as far as it reaches.
+    fn is_there(&self, row: &RowPlace) -> bool {
+        let Some(sizes) = &self.sizes else {
+            return true;
+        };
+        let size = sizes.get(row.pack as usize).copied().unwrap_or(0);
+        let end = row.offset_bytes.checked_add(row.sealed_bytes);
+        end.is_some_and(|end| end <= size)
+    }
+
     fn place(&self, kind: BlobKind, id: Id, row: &RowPlace) -> Option<BlobPlace> {
+        if !self.is_there(row) {
+            return None;
+        }
         let compressed_from = (row.compressed_from > 0).then_some(row.compressed_from);
         let blob = PackedBlob {
             kind,
@@ -135,7 +163,7 @@ impl Index {
 
 impl Loaded {
     /// Adds what a file lists. Only the numbers of its packs are taken under the lock.
-    fn add_file(loaded: &Mutex<Loaded>, file: IndexFile, sizes: Option<&HashMap<Id, u64>>) {
+    fn add_file(loaded: &Mutex<Loaded>, file: IndexFile) {
         let lock = || loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let first = {
             let mut loaded = lock();
@@ -145,15 +173,8 @@ impl Loaded {
         };
         let (mut data, mut trees) = (Rows::default(), Rows::default());
         for (number, pack) in (first..).zip(file.packs) {
-            let size = match sizes {
-                None => u64::MAX,
-                Some(sizes) => sizes.get(&pack.id).copied().unwrap_or(0),
-            };
             for blob in pack.blobs {
                 let blob = PackedBlob::from(blob);
-                if u64::from(blob.offset_bytes) + u64::from(blob.sealed_bytes) > size {
-                    continue;
-                }
                 let rows = match blob.kind {
                     BlobKind::Data => &mut data,
                     BlobKind::Tree => &mut trees,
@@ -175,10 +196,50 @@ impl Loaded {
     fn into_index(self) -> Index {
         Index {
             packs: self.packs,
-            data: BlobTable::of(self.data),
-            trees: BlobTable::of(self.trees),
+            recent: Tables {
+                data: BlobTable::of(self.data),
+                trees: BlobTable::of(self.trees),
+            },
+            ..Index::default()
         }
     }
+}
+
+/// Reads index files by a few threads. Their packs come after those of the cache.
+fn load_files(
+    store: &dyn Store,
+    sealer: &Sealer,
+    packs: Vec<Id>,
+    files: &[StoredFile],
+) -> Result<Index> {
+    let stored_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
+    let loaded = Mutex::new(Loaded {
+        packs,
+        data: Rows::with_room(stored_bytes / BLOB_STORED_BYTES),
+        ..Loaded::default()
+    });
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let name = FileName::new(Kind::Index, file.id);
+            let part: IndexFile = unpacked::load(store, sealer, &name)?;
+            check(&name, &part)?;
+            Loaded::add_file(&loaded, part);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let count = LOADERS.min(files.len());
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|t| {
+            t.join()
+                .unwrap_or_else(|_| Err(Error::damaged("index", "its reader panicked")))
+        })
+    })?;
+    Ok(loaded
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_index())
 }
 
 /// Refuses impossible lengths.
@@ -199,11 +260,4 @@ pub(crate) fn check(name: &FileName, file: &IndexFile) -> Result<()> {
 fn list(store: &dyn Store, kind: Kind) -> Result<Vec<StoredFile>> {
     let files = store.list(kind);
     files.map_err(|e| Error::store("list", kind.folder(), e))
-}
-
-fn pack_sizes(store: &dyn Store) -> Result<HashMap<Id, u64>> {
-    let packs = store
-        .list(Kind::Pack)
-        .map_err(|e| Error::store("list", "data", e))?;
-    Ok(packs.into_iter().map(|p| (p.id, p.size_bytes)).collect())
 }

@@ -4,6 +4,7 @@
 //! 10⁻²²; whoever reads a blob checks its whole id.
 
 use std::collections::HashMap;
+use std::io::{self, Read, Write};
 use std::thread;
 
 use crate::id::Id;
@@ -14,6 +15,8 @@ const KEY_BYTES: usize = 15;
 const ROW_BYTES: usize = KEY_BYTES + 14;
 /// Stands for a length that does not fit three bytes.
 const LONG: u32 = 0xff_ffff;
+/// Rows that are read at once.
+const READ_ROWS: usize = 4096;
 /// Rows that are worth a thread of their own when they are sorted.
 const SORT_ALONE: usize = 100_000;
 
@@ -27,7 +30,7 @@ pub(crate) struct RowPlace {
     pub(crate) compressed_from: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Row([u8; ROW_BYTES]);
 
 /// Rows that are not sorted yet.
@@ -88,6 +91,64 @@ impl BlobTable {
         BlobTable { rows, long }
     }
 
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Writes the rows of both as one table, for [`Self::read`].
+    pub(crate) fn write_both(&self, other: &BlobTable, out: &mut dyn Write) -> io::Result<()> {
+        let count = (self.rows.len() + other.rows.len()) as u64;
+        let long = (self.long.len() + other.long.len()) as u64;
+        out.write_all(&count.to_le_bytes())?;
+        out.write_all(&long.to_le_bytes())?;
+        for ((pack, offset), (sealed, from)) in self.long.iter().chain(&other.long) {
+            for number in [pack, offset, sealed, from] {
+                out.write_all(&number.to_le_bytes())?;
+            }
+        }
+        let (mut left, mut right) = (self.rows.iter().peekable(), other.rows.iter().peekable());
+        loop {
+            let row = match (left.peek(), right.peek()) {
+                (Some(l), Some(r)) if r < l => right.next(),
+                (Some(_), _) => left.next(),
+                (None, _) => right.next(),
+            };
+            match row {
+                Some(Row(row)) => out.write_all(row)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads what [`Self::write_both`] wrote. The rows may be at most `max_bytes` long.
+    pub(crate) fn read(input: &mut dyn Read, max_bytes: u64) -> io::Result<BlobTable> {
+        let wrong = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+        let (count, long_count) = (read_u64(input)?, read_u64(input)?);
+        if count.max(long_count) > max_bytes / 16 {
+            return Err(wrong("more rows than bytes"));
+        }
+        let mut long = HashMap::new();
+        for _ in 0..long_count {
+            let mut number = || read_u32(input);
+            let (place, lengths) = ((number()?, number()?), (number()?, number()?));
+            long.insert(place, lengths);
+        }
+        let mut rows: Vec<Row> = Vec::new();
+        rows.try_reserve_exact(count as usize)?;
+        let mut part = vec![0; ROW_BYTES * READ_ROWS];
+        while rows.len() < count as usize {
+            let wanted = READ_ROWS.min(count as usize - rows.len());
+            let part = &mut part[..wanted * ROW_BYTES];
+            input.read_exact(part)?;
+            rows.extend(part.as_chunks::<ROW_BYTES>().0.iter().map(|row| Row(*row)));
+        }
+        match rows.is_sorted() {
+            true => Ok(BlobTable { rows, long }),
+            false => Err(wrong("rows out of order")),
+        }
+    }
+
     /// All places of a blob.
     pub(crate) fn places(&self, id: &Id) -> impl Iterator<Item = RowPlace> + use<'_> {
         let mut key = [0; KEY_BYTES];
@@ -119,6 +180,19 @@ impl BlobTable {
             compressed_from,
         }
     }
+}
+
+/// Reads a number of eight bytes.
+pub(crate) fn read_u64(input: &mut dyn Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    input.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn read_u32(input: &mut dyn Read) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    input.read_exact(&mut bytes)?;
+    Ok(u32::from_le_bytes(bytes))
 }
 
 /// Sorts in place, halves at the same time.
@@ -173,7 +247,13 @@ mod tests {
             // A place in a pack holds one blob.
             rows.sort_by_key(|(_, place)| (place.pack, place.offset_bytes));
             rows.dedup_by_key(|(_, place)| (place.pack, place.offset_bytes));
-            let table = table(&rows);
+            let (left, right) = rows.split_at(rows.len() / 3);
+            let mut written = Vec::new();
+            table(left).write_both(&table(right), &mut written).unwrap();
+            let read = BlobTable::read(&mut &written[..], written.len() as u64).unwrap();
+            prop_assert_eq!(&read.rows, &table(&rows).rows);
+            prop_assert_eq!(&read.long, &table(&rows).long);
+            let table = read;
             for id in 0..=8u8 {
                 let key = |place: &RowPlace| (place.pack, place.offset_bytes);
                 let mut found: Vec<_> = table.places(&Id::from_bytes([id; 32])).collect();

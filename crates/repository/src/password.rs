@@ -6,29 +6,50 @@ use zeroize::Zeroize;
 
 /// A repository password.
 #[derive(Clone)]
-pub struct Password(String);
+pub struct Password {
+    text: String,
+    random: bool,
+}
 
 impl Password {
     /// Takes the password's text as it is; no trimming.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self {
+            text: text.into(),
+            random: false,
+        }
+    }
+
+    /// Takes a password of at least 128 random bits. Nobody can guess it, so a repository made with
+    /// it spends no time on making guesses slow, which each opening would pay.
+    #[must_use]
+    pub fn random(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            random: true,
+        }
+    }
+
+    /// Whether it is known to be unguessable.
+    pub(crate) fn is_random(&self) -> bool {
+        self.random
     }
 
     pub(crate) fn reveal(&self) -> &str {
-        &self.0
+        &self.text
     }
 }
 
 impl From<String> for Password {
     fn from(text: String) -> Self {
-        Self(text)
+        Self::new(text)
     }
 }
 
 impl From<&str> for Password {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self::new(text)
     }
 }
 
@@ -40,7 +61,7 @@ impl fmt::Debug for Password {
 
 impl Drop for Password {
     fn drop(&mut self) {
-        self.0.zeroize();
+        self.text.zeroize();
     }
 }
 

@@ -1,5 +1,6 @@
 //! A repository: made or opened with a password, then read, written and tidied.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use crate::crypto::Sealer;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::index::Index;
+use crate::index_cache::IndexCache;
 use crate::location::Location;
 use crate::lock::{self, LockGuard, LockInfo, LockMode};
 use crate::options::IngestOptions;
@@ -41,6 +43,7 @@ pub struct Repository {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
     id: Id,
+    cache: Option<IndexCache>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -76,6 +79,7 @@ impl Repository {
             store,
             sealer: Arc::new(made.sealer),
             id: made.id,
+            cache: None,
         })
     }
 
@@ -117,7 +121,17 @@ impl Repository {
             store,
             sealer: Arc::new(*sealer),
             id: config.id,
+            cache: None,
         })
+    }
+
+    /// Keeps copies of the index in a folder of this repository's own below `folder`, which is made
+    /// when it is needed. They hold ids and places of blobs, sealed by the repository's keys, and may
+    /// be removed at any time.
+    #[must_use]
+    pub fn with_cache(mut self, folder: &Path) -> Self {
+        self.cache = Some(IndexCache::new(folder.join(self.id())));
+        self
     }
 
     /// Id of the repository, 64 hexadecimal digits.
@@ -131,7 +145,7 @@ impl Repository {
     /// # Errors
     /// [`Error::Locked`], [`Error::InvalidOption`], [`Error::Damaged`], whatever the store says.
     pub fn start_backup(&self, opts: &IngestOptions) -> Result<Backup> {
-        Backup::start(Arc::clone(&self.store), Arc::clone(&self.sealer), opts)
+        Backup::start(self, opts)
     }
 
     /// All snapshots, oldest first, and those that do not open.
@@ -263,7 +277,7 @@ impl Repository {
     pub fn reader(&self, snapshot: &Snapshot) -> Result<SnapshotReader> {
         let lock = self.lock(LockMode::Shared)?;
         let (store, sealer) = (Arc::clone(&self.store), Arc::clone(&self.sealer));
-        let index = Index::load(&*store, &sealer, false)?;
+        let index = self.load_index(false)?;
         let blobs = Arc::new(BlobReader::new(
             store,
             sealer,
@@ -301,6 +315,16 @@ impl Repository {
 
     pub(crate) fn lock(&self, mode: LockMode) -> Result<LockGuard> {
         LockGuard::take(Arc::clone(&self.store), Arc::clone(&self.sealer), mode)
+    }
+
+    /// Loads the index. With `trust_nothing` only blobs whose packs are there are found.
+    pub(crate) fn load_index(&self, trust_nothing: bool) -> Result<Index> {
+        Index::load(
+            &*self.store,
+            &self.sealer,
+            self.cache.as_ref(),
+            trust_nothing,
+        )
     }
 
     pub(crate) fn store(&self) -> &dyn Store {

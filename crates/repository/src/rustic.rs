@@ -13,6 +13,7 @@ use rustic_core::{
     BytesList, ConfigOptions, Credentials, ErrorKind, FileType, Id as RusticId, KeyOptions,
     ReadBackend, RepositoryBackends, RepositoryOptions, RusticError, RusticResult, WriteBackend,
 };
+use zeroize::Zeroizing;
 
 use crate::crypto::Sealer;
 use crate::error::{Error, Result};
@@ -24,6 +25,9 @@ use crate::store::{FileName, Kind, Store};
 const MAX_SCRYPT_BYTES: u64 = 1 << 30;
 /// Most scrypt lanes one key may ask for.
 const MAX_SCRYPT_LANES: u32 = 64;
+
+/// scrypt's N, r and p for passwords that are random: 16 MiB and some hundredths of a second.
+const LIGHT_SCRYPT: (u32, u32, u32) = (1 << 14, 8, 1);
 
 /// A repository that was just made.
 pub(crate) struct Made {
@@ -55,11 +59,15 @@ pub(crate) fn init(store: Arc<dyn Store>, password: &Password) -> Result<Made> {
         Ok(repository) => {
             let master = repository.key();
             let parse = |id: rustic_core::HexId| id.as_str().parse().unwrap_or_default();
-            return Ok(Made {
+            let made = Made {
                 sealer: master_sealer(&FileName::CONFIG, &master)?,
                 id: parse(repository.config().id.to_hex()),
                 key_file: parse(repository.key_id().unwrap_or_default().to_hex()),
-            });
+            };
+            return match password.is_random() {
+                true => replace_key(&*store, &master, password, made),
+                false => Ok(made),
+            };
         }
         Err(error) => error,
     };
@@ -69,6 +77,42 @@ pub(crate) fn init(store: Arc<dyn Store>, password: &Password) -> Result<Made> {
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     Err(first.unwrap_or_else(|| Error::store("make", "repository", io::Error::other(error))))
+}
+
+/// Puts a key file with light costs in the place of the one just made.
+fn replace_key(
+    store: &dyn Store,
+    master: &MasterKey,
+    password: &Password,
+    made: Made,
+) -> Result<Made> {
+    let old = FileName::new(Kind::Key, made.key_file);
+    let failed = |source| Error::System {
+        what: "the making of a key",
+        source,
+    };
+    let cannot = |e: &dyn fmt::Display| failed(io::Error::other(e.to_string()));
+    let text = store.read_full(&old, MAX_READ_BYTES);
+    let text = text.map_err(|e| Error::store("read", old, e))?;
+    let mut key: KeyFile = serde_json::from_slice(&text).map_err(|e| Error::damaged(old, e))?;
+    aws_lc_rs::rand::fill(&mut key.salt).map_err(|e| cannot(&e))?;
+    (key.n, key.r, key.p) = LIGHT_SCRYPT;
+    let derived = key.kdf_key(&password.reveal()).map_err(|e| cannot(&e))?;
+    let (encrypt, k, r) = derived.to_keys();
+    let plain = Zeroizing::new(serde_json::to_vec(master).map_err(|e| cannot(&e))?);
+    key.data = sealer(&FileName::CONFIG, &encrypt, &k, &r)?
+        .seal(&plain)
+        .map_err(|e| cannot(&e))?;
+    let text = serde_json::to_vec(&key).map_err(|e| cannot(&e))?;
+    let name = FileName::new(Kind::Key, Id::of(&text));
+    let written = store.write(&name, &text);
+    written.map_err(|e| Error::store("write", name, e))?;
+    let removed = store.remove(&old);
+    removed.map_err(|e| Error::store("remove", old, e))?;
+    Ok(Made {
+        key_file: name.id,
+        ..made
+    })
 }
 
 /// What one key file gives for a password.

@@ -66,6 +66,11 @@ impl Home {
         self.dir.join("catalog.db")
     }
 
+    /// Folder of copies of indexes, one folder per repository. It may be removed at any time.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
     /// Folder that holds one folder per running backup.
     pub(crate) fn run_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("run");
@@ -116,6 +121,7 @@ impl Home {
         };
         self.store(&location)
             .and_then(|store| Ok(Repository::open_with(store, &password)?))
+            .map(|repository| repository.with_cache(&self.cache_dir()))
             .with_context(|| format!("cannot open the repository {location}"))
     }
 

@@ -12,7 +12,6 @@ use crate::blob_writer::Scratch;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::image_source::Progress;
-use crate::index::Index;
 use crate::lock::LockMode;
 use crate::options::IngestOptions;
 use crate::pack::BlobKind;
@@ -57,7 +56,7 @@ impl Repository {
             });
         }
         let lock = self.lock(LockMode::Shared)?;
-        let index = Index::load(self.store(), self.sealer(), false)?;
+        let index = self.load_index(false)?;
         let reader = BlobReader::new(
             self.store_arc(),
             self.sealer_arc(),

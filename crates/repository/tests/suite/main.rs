@@ -6,6 +6,7 @@
     reason = "a test may fail by panicking"
 )]
 
+mod cache;
 mod common;
 mod damage;
 mod faults;

@@ -157,6 +157,24 @@ fn a_repository_of_restic_is_read_and_written() {
 }
 
 #[test]
+fn a_random_password_costs_little_to_try() {
+    let test = TestRepository::new();
+    std::fs::remove_dir_all(test.path()).unwrap();
+    let location = Location::parse(test.path().to_str().unwrap()).unwrap();
+    let made = Repository::init(&location, &Password::random(PASSWORD)).unwrap();
+    let [key] = &files(&test.path().join("keys"))[..] else {
+        panic!("not one key");
+    };
+    let key: serde_json::Value = serde_json::from_slice(&std::fs::read(key).unwrap()).unwrap();
+    assert_eq!([&key["N"], &key["r"], &key["p"]], [16384, 8, 1]);
+    let opened = Repository::open(&location, &Password::from(PASSWORD)).unwrap();
+    assert_eq!(opened.id(), made.id());
+    let wrong = Repository::open(&location, &Password::from("wrong"));
+    assert!(matches!(wrong, Err(Error::WrongPassword)), "{wrong:?}");
+    test.check();
+}
+
+#[test]
 fn opening_says_what_is_wrong() {
     let test = TestRepository::new();
     let location = Location::parse(test.path().to_str().unwrap()).unwrap();

@@ -30,7 +30,7 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
         Some(password) => (password, None),
         None => {
             let text = make_password()?;
-            (Password::new(text.clone()), Some(text))
+            (Password::random(text.clone()), Some(text))
         }
     };
     let cannot = || format!("cannot make a repository at {location}");
