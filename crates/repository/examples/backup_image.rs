@@ -1,7 +1,8 @@
 //! Backs an image file up into a repository and prints what it took, for comparisons.
 //!
 //! `VMTWIN_PASSWORD=… backup_image REPOSITORY IMAGE [LEVEL [GRAIN_KIB [PACK_MIB]]]`
-//! The repository is made where there is none. The last snapshot's image is the parent.
+//! The repository is made where there is none; without an IMAGE nothing else is done. The last
+//! snapshot's image is the parent.
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -15,9 +16,10 @@ use vmtwin_repository::{
 
 fn main() -> Result<(), Box<dyn StdError>> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(repository), Some(image)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: backup_image REPOSITORY IMAGE [LEVEL [GRAIN_KIB [PACK_MIB]]]".into());
+    let Some(repository) = arguments.next() else {
+        return Err("usage: backup_image REPOSITORY [IMAGE [LEVEL [GRAIN_KIB [PACK_MIB]]]]".into());
     };
+    let image = arguments.next();
     let mut ingest = IngestOptions::default();
     let mut options = ImageOptions::default();
     if let Some(level) = arguments.next() {
@@ -29,7 +31,8 @@ fn main() -> Result<(), Box<dyn StdError>> {
     if let Some(mib) = arguments.next() {
         ingest.pack_bytes = mib.parse::<usize>()? << 20;
     }
-    let password = Password::from(std::env::var("VMTWIN_PASSWORD")?);
+    // A repository is made as `vmtwin init` makes one with a password of its own.
+    let password = Password::random(std::env::var("VMTWIN_PASSWORD")?);
     let location = Location::parse(&repository)?;
     let began = Instant::now();
     let repository = match Repository::open(&location, &password) {
@@ -37,6 +40,9 @@ fn main() -> Result<(), Box<dyn StdError>> {
         other => other?,
     };
     let opened = began.elapsed();
+    let Some(image) = image else {
+        return Ok(());
+    };
     let parent = match repository.snapshot("latest") {
         Ok(snapshot) => Some(snapshot),
         Err(Error::NotFound { .. }) => None,
