@@ -338,8 +338,9 @@ impl Ingest<'_> {
         }
         let id = Id::of(data);
         let differs = matches!(parent, Some(Slot::One(before)) if before != id);
-        if differs && data.len() > self.piece_bytes && !self.context.writer.has(BlobKind::Data, &id)
-        {
+        // Pieces of zeros cost nothing now, and save reading the others when one is written.
+        let split = differs || data.chunks(self.piece_bytes).any(is_zero);
+        if split && data.len() > self.piece_bytes && !self.context.writer.has(BlobKind::Data, &id) {
             return self.store_pieces(data, lane);
         }
         self.store_chunk(id, data, lane)?;

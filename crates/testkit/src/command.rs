@@ -28,6 +28,8 @@ pub enum Mode {
     Ext4,
     /// Nothing.
     Idle,
+    /// Starts some processes that end soon, ten times a second.
+    Fork,
     /// Hands over to the Debian on the first disk; see [`crate::debian`].
     Debian,
 }
@@ -39,6 +41,7 @@ impl Mode {
             Mode::Load => "load",
             Mode::Ext4 => "ext4",
             Mode::Idle => "idle",
+            Mode::Fork => "fork",
             Mode::Debian => "debian",
         }
     }
@@ -55,7 +58,7 @@ impl Mode {
             Mode::Count => pace(10, 1, 4, 1000),
             Mode::Load => pace(200, 8, 32, 100),
             Mode::Ext4 => pace(20, 1, 4, 1000),
-            Mode::Idle | Mode::Debian => pace(0, 0, 0, 1000),
+            Mode::Idle | Mode::Fork | Mode::Debian => pace(0, 0, 0, 1000),
         }
     }
 
@@ -79,9 +82,9 @@ impl FromStr for Mode {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Mode> {
-        let all = [Mode::Count, Mode::Load, Mode::Ext4, Mode::Idle];
+        let all = [Mode::Count, Mode::Load, Mode::Ext4, Mode::Idle, Mode::Fork];
         let found = all.into_iter().find(|mode| mode.name() == text);
-        found.with_context(|| format!("'{text}' is none of count, load, ext4, idle"))
+        found.with_context(|| format!("'{text}' is none of count, load, ext4, idle, fork"))
     }
 }
 

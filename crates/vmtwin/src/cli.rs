@@ -244,8 +244,8 @@ fn parse_tag(text: &str) -> Result<String, String> {
 /// Limits of a capture.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CaptureArgs {
-    /// Memory the spool may hold before it uses the disk, MiB
-    #[arg(long, value_name = "MIB", default_value = "512")]
+    /// Memory the spool may hold before it uses the disk, MiB; up to 512 more while the disk is behind
+    #[arg(long, value_name = "MIB", default_value = "64")]
     pub(crate) spool_memory_mib: u64,
     /// Longest time for the memory stream; after it the capture is given up, seconds
     #[arg(long, value_name = "S", default_value = "600")]

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Memory that a spool holds before it uses the disk: enough for the used memory of a small guest.
-const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 512 * 1024 * 1024;
-/// What memory may exceed its limit by while the disk is behind.
-const DEFAULT_MEMORY_MARGIN_BYTES: u64 = 128 * 1024 * 1024;
+/// Memory that a spool holds before it uses the disk: little, so that a backup takes the same for
+/// guests of all sizes.
+const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
+/// What memory may exceed its limit by while the disk is behind: better much than a failed backup.
+const DEFAULT_MEMORY_MARGIN_BYTES: u64 = 512 * 1024 * 1024;
 /// Twice what the memory of a large guest takes.
 const DEFAULT_DISK_LIMIT_BYTES: u64 = 1024 * 1024 * 1024 * 1024;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
@@ -15,9 +16,9 @@ const DEFAULT_STALL: Duration = Duration::from_secs(10);
 /// What a spool may use, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct SpoolOptions {
-    /// Memory that is used before the disk, in bytes. Default 512 MiB.
+    /// Memory that is used before the disk, in bytes. Default 64 MiB.
     pub memory_limit_bytes: u64,
-    /// How far memory may exceed the limit while the disk is behind, in bytes. Default 128 MiB,
+    /// How far memory may exceed the limit while the disk is behind, in bytes. Default 512 MiB,
     /// at least two chunks of 1 MiB.
     pub memory_margin_bytes: u64,
     /// Disk that may be used, in bytes. Default 1 TiB; 0: never use the disk.

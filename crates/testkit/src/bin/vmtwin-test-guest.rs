@@ -30,7 +30,7 @@ struct Options {
     /// Size in MiB of disks that do not exist yet.
     #[arg(long, default_value_t = 64)]
     disk_size: u64,
-    /// What the guest does: count, load, ext4 or idle.
+    /// What the guest does: count, load, ext4, idle or fork.
     #[arg(long, default_value = "count")]
     mode: Mode,
     /// MiB of guest memory that are dirtied per second.

@@ -10,8 +10,11 @@ use crate::content::{self, ContentMemory};
 use crate::source::{RamSource, SpoolBytes};
 use crate::ui::{BarProgress, Ui};
 
-/// Grain of memory images: changes in memory are small and scattered, bytes.
-const GRAIN_BYTES: u32 = 64 << 10;
+/// Shortest and longest grain of memory images, bytes. Changes in memory are single pages here and
+/// there: docs/adr/0002-snapshot-layout.md has what grains cost.
+const GRAIN_BYTES: std::ops::RangeInclusive<u32> = 8 << 10..=64 << 10;
+/// Grains of a RAM block, unless they would get too long: each that holds data is in the index.
+const MAX_GRAINS: u64 = 512 << 10;
 
 /// What was stored, and what the user should know.
 pub(crate) struct StoredMemory {
@@ -46,21 +49,22 @@ fn store_parsed(
         backup.add_bytes(content::MEMORY_HEAD, &read_range(spool, index.head())?)?,
         backup.add_bytes(content::MEMORY_TAIL, &read_range(spool, index.tail())?)?,
     ];
-    let options = ImageOptions {
-        grain_bytes: GRAIN_BYTES,
-        ..ImageOptions::default()
-    };
     let total: u64 = index.blocks().iter().map(|b| b.size_bytes).sum();
     let progress = BarProgress {
         bar: ui.bar("storing memory", total),
         cancel,
     };
-    for block in 0..index.blocks().len() {
+    for (number, block) in index.blocks().iter().enumerate() {
         let image = index
-            .image(&bytes, block)
+            .image(&bytes, number)
             .context("a RAM block is missing")?;
+        let options = ImageOptions {
+            grain_bytes: grain_bytes(block.size_bytes),
+            piece_bytes: None,
+            parent: None,
+        };
         stats.push(backup.add_image(
-            &content::ram_dir(block),
+            &content::ram_dir(number),
             &RamSource(image),
             &options,
             &progress,
@@ -76,6 +80,16 @@ fn store_parsed(
         stats,
         warning: None,
     })
+}
+
+/// The grain of a RAM block of this size. It depends on nothing else: the next backup must find the
+/// same chunks.
+fn grain_bytes(block_bytes: u64) -> u32 {
+    let (mut grain, longest) = (*GRAIN_BYTES.start(), *GRAIN_BYTES.end());
+    while grain < longest && block_bytes > u64::from(grain) * MAX_GRAINS {
+        grain *= 2;
+    }
+    grain
 }
 
 fn store_stream(backup: &Backup, spool: &SpoolData, reason: String) -> Result<StoredMemory> {
