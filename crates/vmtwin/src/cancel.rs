@@ -20,6 +20,16 @@ impl Cancel {
         Ok(Cancel(flag))
     }
 
+    /// From now on those signals end the process at once: for one whose work is safest cut off, so
+    /// that nothing of it fails because of a flag.
+    pub(crate) fn end_at_once() -> Result<()> {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            let always = Arc::new(AtomicBool::new(true));
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -564,7 +564,12 @@ pub(crate) enum Network {
 #[command(after_help = "Examples:
   vmtwin restore latest --to /var/restored             disks only, in their format
   vmtwin restore 1a2b3c4d --to /var/restored --run     the running machine, from the point
+  vmtwin restore 1a2b3c4d --to /var/restored --instant the same at once: blocks come in behind it
   vmtwin restore 1a2b3c4d --to /mnt/x --format raw --disk disk1
+
+With --instant the guest runs on overlays, and reads from the repository what is not here yet. Ctrl-C
+leaves that to go on by itself. Until all is here the same command goes on with it, after a reboot
+too, with all that the guest wrote.
 
 Needs the repository and its password, nothing else. Without --force nothing is overwritten.")]
 pub(crate) struct RestoreArgs {
@@ -579,6 +584,24 @@ pub(crate) struct RestoreArgs {
     /// Start the guest from the point, on the restored disks
     #[arg(long)]
     pub(crate) run: bool,
+    /// Start the guest at once, while its disks come in behind it
+    #[arg(long, requires = "to", conflicts_with_all = ["format", "disks", "memory", "force"])]
+    pub(crate) instant: bool,
+    /// With --instant: return once the guest runs
+    #[arg(long, requires = "instant")]
+    pub(crate) detach: bool,
+    /// With --instant: most MiB per second to bring in [default: no limit]
+    #[arg(
+        long,
+        value_name = "MIB",
+        requires = "instant",
+        default_value = "0",
+        hide_default_value = true
+    )]
+    pub(crate) limit_mib_per_s: u64,
+    /// This process keeps an instant restore (internal)
+    #[arg(long, hide = true, requires = "instant")]
+    pub(crate) keeper: bool,
     /// Format of the disks [default: as they were]
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,

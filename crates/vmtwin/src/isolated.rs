@@ -75,6 +75,7 @@ impl Isolated<'_> {
             dir: dir.to_owned(),
             format: Some(ImageFormat::Qcow2),
             force: false,
+            instant: false,
             run: true,
             hold: true,
             network: Network::None,

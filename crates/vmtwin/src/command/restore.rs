@@ -1,20 +1,27 @@
 //! `vmtwin restore`: maps the command line onto the restore recipe.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use serde_json::json;
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::launch;
 
 use crate::cancel::Cancel;
 use crate::cli::{Format, Network, RestoreArgs};
 use crate::home::Home;
+use crate::restore::instant::{self, Followed, Keeper, Said};
 use crate::restore::{ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 use crate::ui::{Ui, bytes};
 
 pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
+    match &args.to {
+        Some(_) if args.keeper => return keep(home, cancel, args),
+        Some(dir) if args.instant => return instant(ui, cancel, args, &std::path::absolute(dir)?),
+        _ => {}
+    }
     let repository = home.repository()?;
     let snapshot = repository.snapshot(&args.id)?;
     let Some(vm) = snapshot.tag("vm") else {
@@ -32,6 +39,128 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
     }
     ui.result(&report, || text(&report))?;
     Ok(if report.warnings.is_empty() { 0 } else { 3 })
+}
+
+/// The command itself, where the guest is to run at once: a keeper does the work.
+fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i32> {
+    let cancelled = || cancel.is_set();
+    let kept = instant::Record::read(dir)?.is_some() && instant::is_kept(dir)?;
+    let mut report = json!({ "dir": dir, "local": false });
+    if kept {
+        ui.note("this restore goes on already");
+    } else {
+        let spinner = ui.spinner("starting");
+        let said = instant::start_keeper(&cancelled);
+        spinner.finish_and_clear();
+        match said.context("cannot start the process that restores")? {
+            Said::Failed { error } => bail!("{error}"),
+            Said::Started { report: begun } => report = begun,
+        }
+    }
+    for warning in report["warnings"].as_array().into_iter().flatten() {
+        ui.note(&format!(
+            "warning: {}",
+            warning.as_str().unwrap_or_default()
+        ));
+    }
+    let running = &report["running"];
+    if let (Some(pid), Some(console)) = (running["pid"].as_u64(), running["console_log"].as_str()) {
+        ui.note(&format!(
+            "the guest runs as pid {pid}; its console is {console}"
+        ));
+    }
+    let followed = match args.detach {
+        true => Followed::Left,
+        false => follow(ui, dir, &cancelled)?,
+    };
+    report["local"] = (followed == Followed::Done).into();
+    let text = match followed {
+        Followed::Done => format!(
+            "{}: all is here; the repository is not needed any more",
+            dir.display()
+        ),
+        Followed::Left => format!(
+            "{}: the guest runs, and its disks come in by themselves; the same command shows how far",
+            dir.display()
+        ),
+        Followed::Died => bail!(
+            "the process that brings the disks in died; the guest waits where it needs one: run the \
+             same command again"
+        ),
+    };
+    ui.result(&report, || text)?;
+    Ok(if followed == Followed::Left && !args.detach {
+        3
+    } else {
+        0
+    })
+}
+
+/// Shows how far the keeper is.
+fn follow(ui: &Ui, dir: &Path, stop: &dyn Fn() -> bool) -> Result<Followed> {
+    let mut bar: Option<ProgressBar> = None;
+    let mut trouble = None;
+    let followed = instant::follow(dir, stop, &mut |progress| {
+        if progress.total_bytes > 0 {
+            let bar = bar.get_or_insert_with(|| ui.bar("coming in", progress.total_bytes));
+            bar.set_position(progress.done_bytes);
+        }
+        if trouble != progress.trouble {
+            trouble.clone_from(&progress.trouble);
+            if let Some(text) = &trouble {
+                ui.note(&format!("warning: {text}; it is tried again"));
+            }
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(followed?)
+}
+
+/// The keeper: says once how it began, and works until all is local.
+fn keep(home: &Home, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
+    match keep_begun(home, cancel, args) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            instant::say(&Said::Failed {
+                error: format!("{error:#}"),
+            });
+            Ok(1)
+        }
+    }
+}
+
+fn keep_begun(home: &Home, cancel: &Cancel, args: &RestoreArgs) -> Result<()> {
+    let repository = home.repository()?;
+    let snapshot = repository.snapshot(&args.id)?;
+    let Some(vm) = snapshot.tag("vm") else {
+        bail!("snapshot {} is not of a guest", &snapshot.id[..8]);
+    };
+    let request = request(args, vm, &snapshot.id)?;
+    let keeper = Keeper {
+        repository: &repository,
+        snapshot: &snapshot,
+        request: &request,
+        limit_bytes_per_s: args.limit_mib_per_s << 20,
+    };
+    let held = keeper.begin(&NoBars, &|| cancel.is_set())?;
+    // A read that failed because of a signal would be an error to the guest; one that meets no
+    // server waits.
+    Cancel::end_at_once()?;
+    instant::say(&instant::started(&held.report));
+    keeper.work(held).map_err(Into::into)
+}
+
+/// Nobody looks at a keeper.
+struct NoBars;
+
+impl RestoreProgress for NoBars {
+    fn begin(&self, _phase: Phase<'_>, _total_bytes: u64) {}
+
+    fn advance(&self, _bytes: u64) {}
+
+    fn end(&self) {}
 }
 
 fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
@@ -60,7 +189,8 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
             Format::Raw => ImageFormat::Raw,
         }),
         force: args.force,
-        run: args.run,
+        run: args.run || args.instant,
+        instant: args.instant,
         hold: false,
         network: match args.network {
             Network::None => launch::Network::None,

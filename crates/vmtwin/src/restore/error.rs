@@ -38,6 +38,18 @@ pub(crate) enum RestoreError {
         /// The newest known.
         known: u32,
     },
+    /// Another instant restore was begun in the folder.
+    #[error(
+        "{} holds an instant restore of snapshot {}, which is not complete; finish that one, or \
+         choose another folder",
+        dir.display(), &snapshot[..snapshot.len().min(8)]
+    )]
+    OtherRestore {
+        /// The folder.
+        dir: PathBuf,
+        /// The snapshot that is restored there.
+        snapshot: String,
+    },
     /// A disk that the snapshot does not hold.
     #[error("the snapshot has no disk {id:?}; it has {known}")]
     UnknownDisk {

@@ -28,6 +28,7 @@ use vmtwin_repository::SnapshotReader;
 
 use super::error::RestoreError;
 use super::guard::Guard;
+use super::instant;
 use super::inventory::Inventory;
 use super::launch_files::{CONSOLE_LOG, LaunchFiles, QEMU_LOG, QMP_SOCKET};
 use super::memory;
@@ -98,6 +99,10 @@ impl Launch {
         };
         let mut plan = launch::plan(machine, &launch_request).map_err(RestoreError::Launch)?;
         plan.args.push("-S".to_owned());
+        if request.instant {
+            let monitor = instant::monitor_argument(dir);
+            plan.args.extend(["-qmp".to_owned(), monitor]);
+        }
         check_socket(&plan.qmp_socket, request.force)?;
         if run_state.is_none() && tpm.as_ref().is_some_and(|tpm| !tpm.is_stored()) {
             let text = "the snapshot holds no state of the guest's TPM: it finds an empty one";

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::RestoreError;
+use super::instant::{DISKS_SOCKET, STREAM_SOCKET};
 use super::take_back::RawPath;
 use super::tpm;
 
@@ -58,7 +59,7 @@ impl LaunchFiles {
 
     /// Removes what was written; the programs must have ended.
     pub(super) fn remove(&self) {
-        for socket in [QMP_SOCKET, TPM_SOCKET] {
+        for socket in [QMP_SOCKET, TPM_SOCKET, STREAM_SOCKET, DISKS_SOCKET] {
             let _ = fs::remove_file(self.dir.join(socket));
         }
         if let Some(dir) = &self.tpm_state {

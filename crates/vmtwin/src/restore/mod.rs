@@ -17,6 +17,7 @@ mod files;
 mod folder;
 mod guard;
 mod in_use;
+pub(crate) mod instant;
 mod inventory;
 mod launch;
 mod launch_files;

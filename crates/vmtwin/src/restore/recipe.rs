@@ -11,6 +11,7 @@ use vmtwin_repository::{Repository, Snapshot, SnapshotReader};
 use super::error::RestoreError;
 use super::folder::Folder;
 use super::guard::Guard;
+use super::instant::{self, Record, Serving};
 use super::inventory::{Inventory, StoredDisk};
 use super::launch::{Launch, Started};
 use super::memory;
@@ -36,6 +37,8 @@ struct Plan {
     files: Vec<Target>,
     memory: Option<Target>,
     launch: Option<Launch>,
+    /// Disks are overlays on what is served.
+    instant: bool,
 }
 
 /// What was written, under its partial name.
@@ -57,6 +60,35 @@ pub(crate) fn restore(
     progress: &dyn RestoreProgress,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<RestoreReport, RestoreError> {
+    restore_and_hold(repository, snapshot, request, progress, cancelled).map(|held| held.report)
+}
+
+/// A restore that is good. Its folder is locked until this is dropped, and its disks are served,
+/// where they are overlays.
+pub(crate) struct Held {
+    pub(crate) report: RestoreReport,
+    _serving: Option<Serving>,
+    folder: Folder,
+}
+
+impl Held {
+    /// Serves no more; the folder stays locked until the answer is dropped.
+    pub(crate) fn stop_serving(self) -> impl Drop {
+        self.folder
+    }
+}
+
+/// Restores as [`restore`] does.
+///
+/// # Errors
+/// As [`restore`].
+pub(crate) fn restore_and_hold(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+    progress: &dyn RestoreProgress,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Held, RestoreError> {
     let begun = Instant::now();
     let watch = Watch {
         progress,
@@ -69,9 +101,19 @@ pub(crate) fn restore(
     let guard = Guard::start(request.guard.as_ref(), &folder)?;
     let mut plan = Plan::new(inventory, state, request, folder.path())?;
     failpoint::pass("folder")?;
-    let written = plan.write(&reader, &mut folder, &guard, watch)?;
+    let mut written = plan.write(&reader, &mut folder, &guard, watch)?;
+    if request.instant {
+        let record = plan.record(repository, snapshot);
+        written
+            .partials
+            .push(plan.write_record(&record, folder.path(), &guard)?);
+    }
     failpoint::pass("publish")?;
     let published = publish(written.partials, folder.path())?;
+    let serving = request
+        .instant
+        .then(|| Serving::start(&reader, folder.path()));
+    let serving = serving.transpose()?;
     let mut report = RestoreReport {
         snapshot: snapshot.id.clone(),
         vm: request
@@ -95,7 +137,99 @@ pub(crate) fn restore(
     folder.keep();
     progress.end();
     report.seconds = begun.elapsed().as_secs_f64();
-    Ok(report)
+    Ok(Held {
+        report,
+        _serving: serving,
+        folder,
+    })
+}
+
+/// Goes on with an instant restore whose keeper is gone: serves its disks again, and starts the
+/// guest if it is gone too, from its disks, since they have moved on from the point.
+///
+/// # Errors
+/// See [`RestoreError`]. Nothing of the folder is taken back.
+pub(crate) fn go_on(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+    record: &Record,
+    progress: &dyn RestoreProgress,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<Held, RestoreError> {
+    let begun = Instant::now();
+    let watch = Watch {
+        progress,
+        cancelled,
+    };
+    let reader = repository.reader(snapshot)?;
+    let inventory = Inventory::read(&reader, None)?;
+    let folder = Folder::open(&request.dir)?;
+    let serving = Serving::start(&reader, folder.path())?;
+    let mut report = RestoreReport {
+        snapshot: snapshot.id.clone(),
+        vm: request
+            .name
+            .clone()
+            .unwrap_or_else(|| inventory.content.vm.clone()),
+        dir: folder.path().to_owned(),
+        disks: begun_disks(&inventory, record, folder.path()),
+        memory: None,
+        files: Vec::new(),
+        running: None,
+        warnings: Vec::new(),
+        seconds: 0.0,
+    };
+    if let Some(process) = instant::guest(folder.path()) {
+        let pid = process.pid;
+        report
+            .warnings
+            .push(format!("the guest was running already, as pid {pid}"));
+    } else {
+        watch.progress.begin(Phase::Start, 0);
+        let again = RestoreRequest {
+            force: true,
+            ..request.clone()
+        };
+        let disks = report.disks.iter().map(|disk| RestoredDisk {
+            id: disk.id.clone(),
+            path: disk.path.clone(),
+            format: disk.format.name().to_owned(),
+        });
+        let disks = disks.collect();
+        let launch = Launch::plan(&inventory, &again, folder.path(), disks, None)?;
+        report.warnings.extend(launch.warnings().to_vec());
+        report
+            .warnings
+            .push("the guest was started again from its disks".to_owned());
+        let (started, _) = launch.start(&reader, None, &Guard::none(), watch)?;
+        report.running = Some(started.keep());
+    }
+    progress.end();
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok(Held {
+        report,
+        _serving: Some(serving),
+        folder,
+    })
+}
+
+/// The disks of a restore that was begun.
+fn begun_disks(inventory: &Inventory, record: &Record, dir: &Path) -> Vec<RestoredDiskReport> {
+    let disk = |disk: &StoredDisk| {
+        let format = match record.disks.contains(&disk.id) {
+            true => ImageFormat::Qcow2,
+            false => ImageFormat::as_it_was(&disk.format),
+        };
+        RestoredDiskReport {
+            id: disk.id.clone(),
+            path: dir.join(format!("{}.{}", disk.id, format.name())),
+            format,
+            size_bytes: disk.image.size_bytes(),
+            written_bytes: 0,
+        }
+    };
+    inventory.disks.iter().map(disk).collect()
 }
 
 /// The live state, where it is wanted.
@@ -157,7 +291,32 @@ impl Plan {
             files,
             memory,
             launch,
+            instant: request.instant,
         })
+    }
+
+    /// What is to be known for going on.
+    fn record(&self, repository: &Repository, snapshot: &Snapshot) -> Record {
+        let overlays = self.inventory.disks.iter().filter(|disk| is_overlay(disk));
+        Record {
+            snapshot: snapshot.id.clone(),
+            repository: repository.id(),
+            disks: overlays.map(|disk| disk.id.clone()).collect(),
+        }
+    }
+
+    fn write_record(
+        &self,
+        record: &Record,
+        dir: &Path,
+        guard: &Guard,
+    ) -> Result<Partial, RestoreError> {
+        let target = Target::new(dir, instant::RECORD, false);
+        let (partial, mut file) = target.begin(guard)?;
+        let text = serde_json::to_vec(record).map_err(std::io::Error::from);
+        let written = text.and_then(|text| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(RestoreError::file("write", partial.path()))?;
+        Ok(partial)
     }
 
     /// Writes all files under their partial names.
@@ -176,7 +335,10 @@ impl Plan {
         };
         let targets = std::mem::take(&mut self.disks);
         for (disk, (format, target)) in self.inventory.disks.iter().zip(targets) {
-            let (report, partial) = write_disk(disk, format, target, guard, watch)?;
+            let (report, partial) = match self.instant && is_overlay(disk) {
+                true => begin_disk(disk, target, guard, folder.path())?,
+                false => write_disk(disk, format, target, guard, watch)?,
+            };
             failpoint::pass(&format!("disk {}", disk.id))?;
             written.disks.push(report);
             written.partials.push(partial);
@@ -270,9 +432,12 @@ impl Plan {
 }
 
 fn disk_target(disk: &StoredDisk, request: &RestoreRequest, dir: &Path) -> (ImageFormat, Target) {
-    let format = request
-        .format
-        .unwrap_or_else(|| ImageFormat::as_it_was(&disk.format));
+    let format = match request.instant && is_overlay(disk) {
+        true => ImageFormat::Qcow2,
+        false => request
+            .format
+            .unwrap_or_else(|| ImageFormat::as_it_was(&disk.format)),
+    };
     let name = format!("{}.{}", disk.id, format.name());
     (format, Target::new(dir, &name, request.force))
 }
@@ -284,6 +449,34 @@ fn restored_disks(inventory: &Inventory, targets: &[(ImageFormat, Target)]) -> V
         format: format.name().to_owned(),
     };
     inventory.disks.iter().zip(targets).map(disk).collect()
+}
+
+/// Whether an instant restore leaves the disk to come in later.
+fn is_overlay(disk: &StoredDisk) -> bool {
+    disk.image.size_bytes() > instant::SMALL_DISK_BYTES
+}
+
+/// Makes an overlay in the place of a disk.
+fn begin_disk(
+    disk: &StoredDisk,
+    target: Target,
+    guard: &Guard,
+    dir: &Path,
+) -> Result<(RestoredDiskReport, Partial), RestoreError> {
+    let (path, size_bytes) = (target.path().to_owned(), disk.image.size_bytes());
+    let (partial, file) = target.begin(guard)?;
+    let socket = dir.join(instant::DISKS_SOCKET);
+    instant::create_overlay(partial.path(), size_bytes, &socket, &disk.id)?;
+    file.sync_all()
+        .map_err(RestoreError::file("write", partial.path()))?;
+    let report = RestoredDiskReport {
+        id: disk.id.clone(),
+        path,
+        format: ImageFormat::Qcow2,
+        size_bytes,
+        written_bytes: 0,
+    };
+    Ok((report, partial))
 }
 
 fn write_disk(

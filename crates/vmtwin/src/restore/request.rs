@@ -47,6 +47,8 @@ pub(crate) struct RestoreRequest {
     pub(crate) force: bool,
     /// Start the guest.
     pub(crate) run: bool,
+    /// Start it before its disks are here: see [`super::instant`].
+    pub(crate) instant: bool,
     /// Leave the started guest paused, whatever it did at the point.
     pub(crate) hold: bool,
     /// Where its network leads.

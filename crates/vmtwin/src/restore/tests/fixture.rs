@@ -99,6 +99,7 @@ pub(super) fn request(dir: &Path) -> RestoreRequest {
         dir: dir.to_owned(),
         format: None,
         force: false,
+        instant: false,
         run: false,
         hold: false,
         network: Network::None,
