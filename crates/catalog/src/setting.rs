@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use crate::error::{Result, database};
 use crate::open::Catalog;
 use crate::row::Fields;
+use crate::sql::query;
 
 impl Catalog {
     /// The value of a setting, if it is set.
     pub async fn setting(&self, key: &str) -> Result<Option<String>> {
         let mut read = self.read().await?;
-        let row = sqlx::query("SELECT * FROM setting WHERE key = $1")
+        let row = query("SELECT * FROM setting WHERE key = $1")
             .bind(key)
-            .fetch_optional(&mut *read)
+            .fetch_optional(&mut read)
             .await
             .map_err(database("read a setting"))?;
         row.map(|row| Fields::new("setting", &row).text("value"))
@@ -22,8 +23,8 @@ impl Catalog {
     /// Every setting.
     pub async fn settings(&self) -> Result<BTreeMap<String, String>> {
         let mut read = self.read().await?;
-        let rows = sqlx::query("SELECT * FROM setting")
-            .fetch_all(&mut *read)
+        let rows = query("SELECT * FROM setting")
+            .fetch_all(&mut read)
             .await
             .map_err(database("read the settings"))?;
         let pair = |row| {
@@ -36,13 +37,13 @@ impl Catalog {
     /// Sets a setting.
     pub async fn set_setting(&self, key: &str, value: &str) -> Result<()> {
         let mut write = self.write().await?;
-        sqlx::query(
+        query(
             "INSERT INTO setting (key, value) VALUES ($1, $2) \
              ON CONFLICT (key) DO UPDATE SET value = excluded.value",
         )
         .bind(key)
         .bind(value)
-        .execute(&mut *write)
+        .execute(&mut write)
         .await
         .map_err(database("set a setting"))?;
         self.commit(write).await
@@ -51,9 +52,9 @@ impl Catalog {
     /// Removes a setting; it is no error if it was not set.
     pub async fn remove_setting(&self, key: &str) -> Result<()> {
         let mut write = self.write().await?;
-        sqlx::query("DELETE FROM setting WHERE key = $1")
+        query("DELETE FROM setting WHERE key = $1")
             .bind(key)
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("remove a setting"))?;
         self.commit(write).await

@@ -37,6 +37,7 @@ mod faults;
 mod guest;
 mod image;
 mod ledger;
+mod postgres;
 mod process;
 mod qmp;
 #[cfg(feature = "s3")]
@@ -54,6 +55,7 @@ pub use faults::{ReadOnlyDir, SmallTmpfs};
 pub use guest::Guest;
 pub use image::GuestImage;
 pub use ledger::{DiskLedger, assert_one_instant};
+pub use postgres::Postgres;
 pub use process::{Workdir, free_port, run, try_run};
 pub use qmp::{Qmp, QmpEvent};
 
