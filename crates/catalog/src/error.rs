@@ -64,6 +64,15 @@ pub enum Error {
         /// When the job began.
         since: OffsetDateTime,
     },
+    /// Everything has moved to another catalog.
+    #[error(
+        "the catalog has moved to {to}; start the command again with it (--database, or without \
+         for the file)"
+    )]
+    Moved {
+        /// Where it is now.
+        to: String,
+    },
     /// A job whose process died left undos that have not been executed.
     #[error(
         "job {job} was cut off and what it began is not undone yet; run `vmtwin recover` first"

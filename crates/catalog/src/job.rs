@@ -10,6 +10,7 @@ use crate::id::{JobId, VmId};
 use crate::open::Catalog;
 use crate::process::ProcessIdentity;
 use crate::row::{Fields, stored_count};
+use crate::setting;
 use crate::sql::{Row, Transaction, query};
 use crate::step;
 use crate::text_enum::text_enum;
@@ -123,6 +124,7 @@ impl Catalog {
     pub async fn start_job_as(&self, new: NewJob, owner: &ProcessIdentity) -> Result<JobId> {
         let id = JobId::random()?;
         let mut write = self.write().await?;
+        setting::refuse_if_moved(&mut write).await?;
         if let Some(vm_id) = &new.vm_id {
             vm::lock(&mut write, vm_id).await?;
             if new.kind.holds_guest() {
@@ -274,6 +276,20 @@ pub(crate) async fn refuse_if_ended(write: &mut Transaction, id: &JobId) -> Resu
     match find(write, id).await?.state {
         JobState::Running => Ok(()),
         _ => Err(Error::Ended { job: id.clone() }),
+    }
+}
+
+/// Refuses if any job is not over: it runs, or was cut off and is to be recovered first.
+pub(crate) async fn refuse_if_any_runs(write: &mut Transaction) -> Result<()> {
+    let row = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at")
+        .bind(JobState::Running.as_str())
+        .fetch_optional(write)
+        .await
+        .map_err(database("look for jobs"))?;
+    match row.as_ref().map(from_row).transpose()? {
+        None => Ok(()),
+        Some(job) if job.owner.is_dead() => Err(Error::NotRecovered { job: job.id }),
+        Some(job) => Err(busy(job)),
     }
 }
 

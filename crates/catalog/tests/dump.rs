@@ -103,6 +103,33 @@ async fn a_copy_goes_from_a_file_to_a_server_and_back_byte_for_byte() {
     other_file.catalog.check().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_leaves_nothing_to_go_on_with() {
+    let fresh = fresh().await;
+    fill(&fresh.catalog).await;
+    let vm = fresh.catalog.vms().await.unwrap().remove(0).id;
+    let url = Postgres::shared().database();
+    let server = Catalog::open_postgres(&url).await.unwrap();
+    let scratch = fresh.folder.path();
+    let job = fresh.catalog.start_job(backup(&vm)).await.unwrap();
+    let refused = fresh.catalog.move_to(&server, scratch).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert_eq!(server.summary().await.unwrap().rows(), 0);
+    let done = Outcome::Done;
+    fresh.catalog.finish_job(&job, done, None).await.unwrap();
+
+    let before = fresh.catalog.summary().await.unwrap();
+    let moved = fresh.catalog.move_to(&server, scratch).await.unwrap();
+    assert_eq!(moved, before);
+    let late = fresh.catalog.start_job(backup(&vm)).await;
+    assert!(matches!(late, Err(Error::Moved { .. })), "{late:?}");
+    server.start_job(backup(&vm)).await.unwrap();
+    assert_eq!(
+        fresh.catalog.move_to(&server, scratch).await.unwrap(),
+        before
+    );
+}
+
 #[tokio::test]
 async fn a_damaged_copy_changes_nothing() {
     let (source, target) = (fresh().await, fresh().await);

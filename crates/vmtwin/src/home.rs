@@ -1,8 +1,8 @@
 //! The home folder: where catalog, settings, password, spool and scratch lie.
 //!
 //! ```text
-//!   HOME/catalog.db     catalog
-//!   HOME/config.json    settings: the repository
+//!   HOME/catalog.db     catalog, unless it is in a database that hosts share
+//!   HOME/config.json    settings: the repository, the shared database
 //!   HOME/password       made by `init` where none was given; for this user alone
 //!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
 //!   HOME/spool/         unlinked spool files
@@ -28,6 +28,7 @@ const MAX_PASSWORD_BYTES: u64 = 4096;
 pub(crate) struct Home {
     dir: PathBuf,
     repo: Option<String>,
+    database: Option<String>,
     password_file: Option<PathBuf>,
     password_command: Option<String>,
     cancel: Cancel,
@@ -39,6 +40,9 @@ pub(crate) struct Home {
 struct Config {
     /// Location of the repository.
     repository: Option<String>,
+    /// URL of the PostgreSQL database that holds the catalog; none: the file in this folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database: Option<String>,
 }
 
 impl Home {
@@ -52,6 +56,7 @@ impl Home {
         Ok(Home {
             dir,
             repo: global.repo.clone(),
+            database: global.database.clone(),
             password_file: global.password_file.clone(),
             password_command: global.password_command.clone(),
             cancel: cancel.clone(),
@@ -160,9 +165,29 @@ impl Home {
 
     /// Remembers where the repository is.
     pub(crate) fn keep_location(&self, location: &Location) -> Result<()> {
-        let config = Config {
+        self.keep(Config {
             repository: Some(location.to_string()),
-        };
+            ..self.config()?
+        })
+    }
+
+    /// The URL of the database that holds the catalog, if it is not the file in this folder.
+    pub(crate) fn database(&self) -> Result<Option<String>> {
+        match &self.database {
+            Some(url) => Ok(Some(url.clone())),
+            None => Ok(self.config()?.database),
+        }
+    }
+
+    /// Remembers the database that holds the catalog; `None` goes back to the file.
+    pub(crate) fn keep_database(&self, url: Option<&str>) -> Result<()> {
+        self.keep(Config {
+            database: url.map(str::to_owned),
+            ..self.config()?
+        })
+    }
+
+    fn keep(&self, config: Config) -> Result<()> {
         write_private(
             &self.config_path(),
             serde_json::to_string_pretty(&config)?.as_bytes(),

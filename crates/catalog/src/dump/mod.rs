@@ -22,14 +22,16 @@ mod load;
 mod table;
 mod write;
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, dump_file};
+use crate::job;
 use crate::open::Catalog;
 use crate::schema::newest_schema;
+use crate::setting;
 use crate::sql::Session;
 
 /// The first line names the format.
@@ -156,30 +158,46 @@ impl Catalog {
     }
 
     /// Makes the content of another catalog that of this one. Nothing is written to this one
-    /// meanwhile, so the other may take its place.
+    /// meanwhile.
     pub async fn copy_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
-        let mut source = self.write().await?;
-        let mut file = tempfile::tempfile_in(scratch).map_err(dump_file)?;
-        let mut buffered = std::io::BufWriter::new(&mut file);
-        let dumped = write::dump(&mut source, &mut buffered).await?;
-        buffered.flush().map_err(dump_file)?;
-        drop(buffered);
-        std::io::Seek::rewind(&mut file).map_err(dump_file)?;
-        let mut file = std::io::BufReader::new(file);
-        let mut from = load::Reader::new(&mut file);
-        from.header()?;
-        let loaded = other.load_same(from).await?;
-        match loaded == dumped {
-            true => Ok(loaded),
-            false => Err(Error::BadDump {
-                why: "what was loaded is not what was dumped".to_owned(),
-            }),
-        }
+        copy(&mut *self.write().await?, other, scratch).await
+    }
+
+    /// Moves to another catalog, whose content is replaced. Refused with [`Error::Busy`] while a
+    /// job runs. This one keeps its rows, and starts no job any more ([`Error::Moved`]): a process
+    /// that still has it open must not go on with it. May be repeated.
+    pub async fn move_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
+        let mut write = self.write().await?;
+        job::refuse_if_any_runs(&mut write).await?;
+        setting::mark_moved(&mut write, None).await?;
+        let copied = copy(&mut write, other, scratch).await?;
+        setting::mark_moved(&mut write, Some(&other.place())).await?;
+        self.commit(write).await?;
+        Ok(copied)
     }
 
     /// What every table holds: counts and hashes that are the same in both databases.
     pub async fn summary(&self) -> Result<DumpSummary> {
         self.dump(&mut std::io::sink()).await
+    }
+}
+
+async fn copy(source: &mut Session, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
+    let mut file = tempfile::tempfile_in(scratch).map_err(dump_file)?;
+    let mut buffered = BufWriter::new(&mut file);
+    let dumped = write::dump(source, &mut buffered).await?;
+    buffered.flush().map_err(dump_file)?;
+    drop(buffered);
+    file.rewind().map_err(dump_file)?;
+    let mut file = BufReader::new(file);
+    let mut from = load::Reader::new(&mut file);
+    from.header()?;
+    let loaded = other.load_same(from).await?;
+    match loaded == dumped {
+        true => Ok(loaded),
+        false => Err(Error::BadDump {
+            why: "what was loaded is not what was dumped".to_owned(),
+        }),
     }
 }
 

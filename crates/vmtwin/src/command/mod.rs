@@ -1,5 +1,6 @@
 //! The commands, one file a noun.
 
+pub(crate) mod catalog;
 pub(crate) mod export;
 pub(crate) mod init;
 pub(crate) mod restore;
