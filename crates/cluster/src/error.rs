@@ -60,6 +60,12 @@ pub enum Error {
         /// The newest version known here.
         known: u32,
     },
+    /// The configuration of a node is not what this program writes.
+    #[error("the configuration of a node cannot be used: {why}")]
+    BadNode {
+        /// What is wrong.
+        why: String,
+    },
     /// A file or folder cannot be read or written.
     #[error("{path} cannot be {what}")]
     Io {
