@@ -64,6 +64,27 @@ pub enum Error {
         /// When the job began.
         since: OffsetDateTime,
     },
+    /// The catalog belongs to no cluster.
+    #[error("the catalog belongs to no cluster; run `vmtwin cluster create NAME` on one node")]
+    NoCluster,
+    /// The catalog belongs to a cluster of another name.
+    #[error("the catalog belongs to the cluster {name:?} already")]
+    OtherCluster {
+        /// The name of that cluster.
+        name: String,
+    },
+    /// Another node has the name.
+    #[error("another node of the cluster is named {name:?}; choose another name with --node")]
+    NodeExists {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No node of this id.
+    #[error("the cluster has no node {node}; run `vmtwin cluster join` on it")]
+    NoNode {
+        /// The id that was asked for.
+        node: String,
+    },
     /// Everything has moved to another catalog.
     #[error(
         "the catalog has moved to {to}; start the command again with it (--database, or without \

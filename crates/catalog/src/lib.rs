@@ -8,6 +8,7 @@
 //! | `vm`, `disk` | `vm.rs`, `disk.rs` | guests and twins, their disks, who must be resumed |
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
+//! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `setting` | `setting.rs` | texts by key |
 //! | (all) | `dump/` | complete copies, the same from both databases |
 //!
@@ -24,6 +25,7 @@ mod dump;
 mod error;
 mod id;
 mod job;
+mod node;
 mod open;
 mod pause;
 mod postgres;
@@ -42,8 +44,9 @@ mod vm;
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
-pub use id::{JobId, StepId, VmId};
+pub use id::{JobId, NodeId, StepId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
+pub use node::{Cluster, Node};
 pub use open::Catalog;
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};

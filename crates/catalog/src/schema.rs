@@ -125,6 +125,7 @@ impl Catalog {
         self.vms().await?;
         self.snapshots(None).await?;
         self.settings().await?;
+        self.nodes().await?;
         for job in self.jobs(u32::MAX).await? {
             self.steps(&job.id).await?;
         }

@@ -13,14 +13,7 @@ const MOVED_TO: &str = "catalog.moved-to";
 impl Catalog {
     /// The value of a setting, if it is set.
     pub async fn setting(&self, key: &str) -> Result<Option<String>> {
-        let mut read = self.read().await?;
-        let row = query("SELECT * FROM setting WHERE key = $1")
-            .bind(key)
-            .fetch_optional(&mut read)
-            .await
-            .map_err(database("read a setting"))?;
-        row.map(|row| Fields::new("setting", &row).text("value"))
-            .transpose()
+        get(&mut *self.read().await?, key).await
     }
 
     /// Every setting.
@@ -62,20 +55,25 @@ pub(crate) async fn mark_moved(write: &mut Session, to: Option<&str>) -> Result<
 
 /// [`Error::Moved`] if everything has moved to another catalog.
 pub(crate) async fn refuse_if_moved(session: &mut Session) -> Result<()> {
-    let row = query("SELECT * FROM setting WHERE key = $1")
-        .bind(MOVED_TO)
-        .fetch_optional(session)
-        .await
-        .map_err(database("read a setting"))?;
-    match row {
+    match get(session, MOVED_TO).await? {
         None => Ok(()),
-        Some(row) => Err(Error::Moved {
-            to: Fields::new("setting", &row).text("value")?,
-        }),
+        Some(to) => Err(Error::Moved { to }),
     }
 }
 
-async fn set(write: &mut Session, key: &str, value: &str) -> Result<()> {
+/// The value of a setting, if it is set.
+pub(crate) async fn get(session: &mut Session, key: &str) -> Result<Option<String>> {
+    let row = query("SELECT * FROM setting WHERE key = $1")
+        .bind(key)
+        .fetch_optional(session)
+        .await
+        .map_err(database("read a setting"))?;
+    row.map(|row| Fields::new("setting", &row).text("value"))
+        .transpose()
+}
+
+/// Sets a setting.
+pub(crate) async fn set(write: &mut Session, key: &str, value: &str) -> Result<()> {
     query(
         "INSERT INTO setting (key, value) VALUES ($1, $2) \
          ON CONFLICT (key) DO UPDATE SET value = excluded.value",

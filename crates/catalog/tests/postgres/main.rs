@@ -1,4 +1,4 @@
-//! The tests of jobs and of the VM table again, on a PostgreSQL server, and what only a server has:
+//! The tests of jobs, nodes and of the VM table again, on a PostgreSQL server, and what only a server has:
 //! strangers' tables, later schemas, a server that is gone for a while.
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +14,8 @@
 mod common;
 #[path = "../job.rs"]
 mod job;
+#[path = "../node.rs"]
+mod node;
 mod server;
 #[path = "../vm.rs"]
 mod vm;
