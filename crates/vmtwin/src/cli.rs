@@ -108,6 +108,9 @@ pub(crate) enum Command {
         /// Of this guest only
         vm: Option<String>,
     },
+    /// Back up the configuration of a cluster's hosts, and the database they share
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Look after the catalog: copy it, move it to a database that hosts share
     #[command(subcommand)]
     Catalog(CatalogCommand),
@@ -124,6 +127,8 @@ pub(crate) enum Command {
     #[command(name = "restore-guard", hide = true)]
     RestoreGuard,
 }
+
+pub(crate) use crate::cluster::cli::ClusterCommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CatalogCommand {

@@ -3,6 +3,8 @@
 //! ```text
 //!   HOME/catalog.db     catalog, unless it is in a database that hosts share
 //!   HOME/config.json    settings: the repository, the shared database
+//!   HOME/node.json      the name and id of this host in its cluster
+//!   HOME/cluster/       archives of the cluster's configuration
 //!   HOME/password       made by `init` where none was given; for this user alone
 //!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
 //!   HOME/spool/         unlinked spool files
@@ -24,7 +26,7 @@ use crate::cli::Global;
 const MAX_PASSWORD_BYTES: u64 = 4096;
 
 /// The home folder and what the command line says beside it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Home {
     dir: PathBuf,
     repo: Option<String>,
@@ -88,6 +90,13 @@ impl Home {
     /// Folder of pictures of screens.
     pub(crate) fn pictures_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("pictures");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// Folder of archives of the cluster's configuration.
+    pub(crate) fn cluster_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("cluster");
         private_dir(&dir)?;
         Ok(dir)
     }
@@ -179,6 +188,19 @@ impl Home {
         }
     }
 
+    /// The URL of the database in the settings, whatever the command line says.
+    pub(crate) fn kept_database(&self) -> Result<Option<String>> {
+        Ok(self.config()?.database)
+    }
+
+    /// The same home without what the command line says of a database.
+    pub(crate) fn without_database(&self) -> Home {
+        Home {
+            database: None,
+            ..self.clone()
+        }
+    }
+
     /// Remembers the database that holds the catalog; `None` goes back to the file.
     pub(crate) fn keep_database(&self, url: Option<&str>) -> Result<()> {
         self.keep(Config {
@@ -228,7 +250,7 @@ fn private_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the folder {}", dir.display()))
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::OpenOptions::new()

@@ -100,7 +100,7 @@ impl Archive {
 /// An entry that is being read.
 pub struct EntryReader<'a> {
     entry: Entry,
-    from: Box<dyn Read + 'a>,
+    from: Box<dyn Read + Send + 'a>,
     left: u64,
     hash: Option<Hash>,
 }

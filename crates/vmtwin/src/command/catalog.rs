@@ -21,7 +21,7 @@ const FILE: &str = "file";
 
 /// What a command did.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     /// The catalog: a file, or the URL of a database.
     catalog: String,
     /// Where the copy is, or what the catalog was before.
@@ -142,7 +142,7 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
     })
 }
 
-fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
+pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     let from = Db::open(home)?;
     let url = (to != FILE).then_some(to);
     let target = match url {
@@ -168,7 +168,12 @@ fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
 }
 
 /// What a catalog holds is only replaced when asked for, and is kept in a copy.
-fn make_way(home: &Home, db: &Db, content: &DumpSummary, force: bool) -> Result<Option<String>> {
+pub(crate) fn make_way(
+    home: &Home,
+    db: &Db,
+    content: &DumpSummary,
+    force: bool,
+) -> Result<Option<String>> {
     if content.rows() == 0 {
         return Ok(None);
     }
