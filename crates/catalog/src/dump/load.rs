@@ -11,8 +11,8 @@ use super::table::{
 };
 use super::write::Hash;
 use super::{
-    DumpSummary, FORMAT, Header, ROWS_AT_ONCE, TableHeader, TableSummary, TableTrailer, Trailer,
-    VERSION, schema_of, table, write,
+    BYTES_AT_ONCE, DumpSummary, FORMAT, Header, ROWS_AT_ONCE, TableHeader, TableSummary,
+    TableTrailer, Trailer, VERSION, schema_of, table, write,
 };
 use crate::error::{Error, Result, database, dump_file};
 use crate::sql::{Argument, Session, query_built};
@@ -161,6 +161,7 @@ async fn load_table(
     let mut hash = Hash::new();
     let mut rows = 0;
     let mut batch: Vec<Vec<Argument>> = Vec::new();
+    let mut batch_bytes = 0;
     let trailer: TableTrailer = loop {
         let line = from.line()?;
         if line.starts_with(b"{") {
@@ -171,8 +172,10 @@ async fn load_table(
         hash.update(&line);
         rows += 1;
         batch.push(row);
-        if batch.len() == ROWS_AT_ONCE {
+        batch_bytes += line.len();
+        if batch.len() == ROWS_AT_ONCE || batch_bytes > BYTES_AT_ONCE {
             insert(session, table, std::mem::take(&mut batch)).await?;
+            batch_bytes = 0;
         }
     };
     insert(session, table, batch).await?;

@@ -38,8 +38,10 @@ use crate::sql::Session;
 const FORMAT: &str = "vmtwin-database";
 /// The version of the format, not of the schema.
 const VERSION: u32 = 1;
-/// Rows that are read or inserted by one statement.
-const ROWS_AT_ONCE: usize = 100;
+/// Most rows that are read or inserted by one statement.
+const ROWS_AT_ONCE: usize = 128;
+/// From how many bytes on fewer rows are taken: those of a statement are in memory at once.
+const BYTES_AT_ONCE: usize = 2 << 20;
 
 /// What a copy holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

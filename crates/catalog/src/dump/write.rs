@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::table::{Column, Kind, Table, list, quoted, tables};
 use super::{
-    DumpSummary, FORMAT, Header, ROWS_AT_ONCE, TableHeader, TableSummary, TableTrailer, Trailer,
-    VERSION, schema_of,
+    BYTES_AT_ONCE, DumpSummary, FORMAT, Header, ROWS_AT_ONCE, TableHeader, TableSummary,
+    TableTrailer, Trailer, VERSION, schema_of,
 };
 use crate::error::{Error, Result, database, dump_file};
 use crate::sql::{Argument, Query, Row, Session, query_built};
@@ -91,17 +91,25 @@ async fn dump_table(
     let mut hash = Hash::new();
     let mut rows = 0;
     let mut after: Option<Vec<Argument>> = None;
+    // Few at first: nobody knows how long the rows of this table are.
+    let mut limit = 4;
     loop {
-        let page = page(session, table, after.as_deref()).await?;
+        let page = page(session, table, after.as_deref(), limit).await?;
+        let mut bytes = 0;
         for row in &page {
-            let values = values(row, &table.columns)?;
-            hash.update(&lines.line(&values)?);
+            let line = lines.line(&values(row, &table.columns)?)?;
+            hash.update(&line);
+            bytes += line.len();
             rows += 1;
         }
         match page.last() {
-            Some(last) if page.len() == ROWS_AT_ONCE => after = Some(key_of(last, table)?),
+            Some(last) if page.len() == limit => after = Some(key_of(last, table)?),
             _ => break,
         }
+        limit = match bytes > BYTES_AT_ONCE {
+            true => (limit / 2).max(1),
+            false => (limit * 2).min(ROWS_AT_ONCE),
+        };
     }
     let sha256 = hash.hex();
     lines.line(&TableTrailer {
@@ -120,6 +128,7 @@ async fn page(
     session: &mut Session,
     table: &Table,
     after: Option<&[Argument]>,
+    limit: usize,
 ) -> Result<Vec<Row>> {
     // The order of texts in a server depends on its locale, unless it is told; SQLite's is by bytes.
     let by_bytes = match session {
@@ -143,7 +152,7 @@ async fn page(
         }
     };
     let sql = format!(
-        "SELECT {} FROM {}{from} ORDER BY {key} LIMIT {ROWS_AT_ONCE}",
+        "SELECT {} FROM {}{from} ORDER BY {key} LIMIT {limit}",
         list(&table.columns),
         quoted(&table.name)
     );
