@@ -69,6 +69,11 @@ impl Home {
         &self.dir
     }
 
+    /// Whether the user asked to stop.
+    pub(crate) fn cancel(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
     pub(crate) fn catalog(&self) -> PathBuf {
         self.dir.join("catalog.db")
     }

@@ -87,7 +87,7 @@ pub(crate) fn join(
     node: Option<&NodeName>,
     force: bool,
 ) -> Result<Cluster> {
-    let db = Db::open_database(url)?;
+    let db = Db::open_database(home, url)?;
     let cluster = db
         .run(async |catalog| catalog.cluster().await)?
         .with_context(|| {

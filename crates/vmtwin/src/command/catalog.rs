@@ -146,7 +146,7 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     let from = Db::open(home)?;
     let url = (to != FILE).then_some(to);
     let target = match url {
-        Some(url) => Db::open_database(url)?,
+        Some(url) => Db::open_database(home, url)?,
         None => Db::open_file(home)?,
     };
     if target.place() == from.place() {

@@ -78,7 +78,7 @@ fn create(home: &Home, ui: &Ui, name: &str, node: Option<&NodeName>) -> Result<(
             .context("cannot move the catalog of this host to the database")?;
     }
     if let Some(url) = home.database()? {
-        Db::open_database(&url)?;
+        Db::open_database(home, &url)?;
         home.keep_database(Some(&url))?;
     }
     let cluster = cluster::create(home, name, node)?;
