@@ -8,7 +8,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vmtwin_libvirt::{Connection, DomainState, ErrorCode, Kind, UndefineFlags};
+use vmtwin_libvirt::{Connection, DomainState, Error, ErrorCode, Kind, UndefineFlags};
 use vmtwin_testkit::{LibvirtGuest, LibvirtHost, Mode};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -164,4 +164,32 @@ fn a_guest_is_reached_by_its_monitor() {
     domain.destroy().unwrap();
     domain.undefine(UndefineFlags::default()).unwrap();
     assert!(connection.domain("ticker").unwrap_err().is_missing());
+}
+
+/// Set in the process that finds no libvirt.
+const HIDDEN: &str = "VMTWIN_TEST_LIBVIRT_HIDDEN";
+
+/// Where the library is not installed the process runs, and is told what to install.
+#[test]
+fn without_the_library_there_is_a_clear_error() {
+    if std::env::var_os(HIDDEN).is_some() {
+        let error = Connection::open("qemu:///system").unwrap_err();
+        assert!(matches!(error, Error::Library(_)), "{error:?}");
+        assert!(error.to_string().contains("apt-get install libvirt0"));
+        return;
+    }
+    if let Some(reason) = LibvirtHost::hindrance() {
+        eprintln!("not run: {reason}");
+        return;
+    }
+    // Hides it from one process: in a mount namespace, an empty file lies over it.
+    let hide = "for lib in $(ldconfig -p | sed -n 's/.*libvirt\\.so\\.0.*=> //p'); do
+        mount --bind /dev/null \"$(readlink -f \"$lib\")\"; done; exec \"$0\" --exact \"$1\"";
+    let mut process = std::process::Command::new("unshare");
+    process.args(["--mount", "sh", "-ec", hide]);
+    process.arg(std::env::current_exe().unwrap());
+    process.arg("without_the_library_there_is_a_clear_error");
+    let output = vmtwin_testkit::run(process.env(HIDDEN, "1"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("1 passed"), "{said}");
 }
