@@ -159,6 +159,14 @@ impl Domain {
         self.describe(XML_SECURE | XML_INACTIVE)
     }
 
+    /// Its definition without passwords.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn public_definition(&self) -> Result<String, Error> {
+        self.describe(XML_INACTIVE)
+    }
+
     /// What another host could start its state with, with passwords: keep it secret.
     ///
     /// # Errors

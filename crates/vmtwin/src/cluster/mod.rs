@@ -9,6 +9,7 @@
 
 mod backup;
 pub(crate) mod cli;
+mod libvirt;
 mod node;
 mod restore;
 mod validate;

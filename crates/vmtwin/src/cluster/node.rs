@@ -9,11 +9,9 @@ use vmtwin_catalog::{Cluster, NodeId};
 use vmtwin_cluster::node::{Objects, Setting, VERSION, collect_hardware};
 use vmtwin_cluster::{NodeDocument, NodeName};
 
+use super::libvirt;
 use crate::db::Db;
 use crate::home::{Home, write_private};
-
-/// Where libvirt answers, if it runs on a host.
-const LIBVIRT_SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
 
 /// `node.json` in the home folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +133,7 @@ pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>
         }],
         Err(_) => Vec::new(),
     };
+    let defined = libvirt::collect();
     let document = NodeDocument {
         version: VERSION,
         name: identity.name,
@@ -142,22 +141,17 @@ pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>
         taken_at: OffsetDateTime::now_utc(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
         hardware: collect_hardware(Path::new("/")),
-        logical: Objects::default(),
+        logical: Objects {
+            objects: defined.logical,
+            settings: Vec::new(),
+        },
         r#virtual: Objects {
-            objects: Vec::new(),
+            objects: defined.guests,
             settings,
         },
     };
     let xml = document.to_xml()?;
     let at = document.taken_at;
     db.run(async |catalog| catalog.keep_configuration(&identity.id, &xml, at).await)?;
-    Ok((document, not_collected()))
-}
-
-/// What runs here and is not collected: a backup that lacks it must say so.
-fn not_collected() -> Vec<String> {
-    let runs = LIBVIRT_SOCKETS.iter().any(|path| Path::new(path).exists());
-    let warning = "libvirt runs on this host, and what it defines (pools, networks, guests) is not \
-         collected yet: keep it with virsh dumpxml";
-    runs.then(|| warning.to_owned()).into_iter().collect()
+    Ok((document, defined.warnings))
 }
