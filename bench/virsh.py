@@ -85,7 +85,7 @@ def hindrance():
     if os.geteuid() != 0:
         return "not run: needs root"
     if shutil.which("libvirtd") is None or shutil.which("virsh") is None:
-        return "not run: no libvirt (tools/setup --bench)"
+        return "not run: no libvirt (tools/setup)"
     return None
 
 

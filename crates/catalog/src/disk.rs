@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::VmId;
 use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
+use crate::sql::{Row, Transaction, query};
 use crate::timestamp;
 
 /// A virtual disk, as an inspection found it.
@@ -54,14 +53,14 @@ impl Catalog {
     /// Records that the disk of a twin now is another one.
     pub async fn record_switch(&self, vm: &VmId, disk_id: &str, switched_to: &str) -> Result<()> {
         let mut write = self.write().await?;
-        let touched = sqlx::query(
+        let touched = query(
             "UPDATE disk SET switched_to = $3, switched_at = $4 WHERE vm_id = $1 AND disk_id = $2",
         )
         .bind(vm.as_str())
         .bind(disk_id)
         .bind(switched_to)
         .bind(timestamp::to_text(timestamp::now()))
-        .execute(&mut *write)
+        .execute(&mut write)
         .await
         .map_err(database("record a switched disk"))?;
         if touched.rows_affected() == 0 {
@@ -74,11 +73,9 @@ impl Catalog {
 }
 
 /// The disks of every VM, in the order of their inspection.
-pub(crate) async fn all(
-    read: &mut Transaction<'static, Sqlite>,
-) -> Result<HashMap<VmId, Vec<Disk>>> {
-    let rows = sqlx::query("SELECT * FROM disk ORDER BY vm_id, position")
-        .fetch_all(&mut **read)
+pub(crate) async fn all(read: &mut Transaction) -> Result<HashMap<VmId, Vec<Disk>>> {
+    let rows = query("SELECT * FROM disk ORDER BY vm_id, position")
+        .fetch_all(read)
         .await
         .map_err(database("list disks"))?;
     let mut disks: HashMap<VmId, Vec<Disk>> = HashMap::new();
@@ -90,10 +87,10 @@ pub(crate) async fn all(
 }
 
 /// The disks of one VM, in the order of their inspection.
-pub(crate) async fn of_vm(read: &mut Transaction<'static, Sqlite>, vm: &VmId) -> Result<Vec<Disk>> {
-    let rows = sqlx::query("SELECT * FROM disk WHERE vm_id = $1 ORDER BY position")
+pub(crate) async fn of_vm(read: &mut Transaction, vm: &VmId) -> Result<Vec<Disk>> {
+    let rows = query("SELECT * FROM disk WHERE vm_id = $1 ORDER BY position")
         .bind(vm.as_str())
-        .fetch_all(&mut **read)
+        .fetch_all(read)
         .await
         .map_err(database("list disks"))?;
     rows.iter().map(from_row).collect()
@@ -101,14 +98,14 @@ pub(crate) async fn of_vm(read: &mut Transaction<'static, Sqlite>, vm: &VmId) ->
 
 /// Replaces the disks of a VM; a disk that keeps its id keeps the record of its switch.
 pub(crate) async fn replace(
-    write: &mut Transaction<'static, Sqlite>,
+    write: &mut Transaction,
     vm: &VmId,
     found: &[InspectedDisk],
 ) -> Result<()> {
     let mut before = of_vm(write, vm).await?;
-    sqlx::query("DELETE FROM disk WHERE vm_id = $1")
+    query("DELETE FROM disk WHERE vm_id = $1")
         .bind(vm.as_str())
-        .execute(&mut **write)
+        .execute(write)
         .await
         .map_err(database("replace disks"))?;
     for (position, inspected) in found.iter().enumerate() {
@@ -133,13 +130,13 @@ pub(crate) async fn replace(
 }
 
 async fn insert(
-    write: &mut Transaction<'static, Sqlite>,
+    write: &mut Transaction,
     vm: &VmId,
     position: usize,
     disk: &InspectedDisk,
     (switched_to, switched_at): (Option<String>, Option<OffsetDateTime>),
 ) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO disk (vm_id, disk_id, position, node, qdev, address, kind, size_bytes, \
          format, read_only, included, switched_to, switched_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
@@ -157,13 +154,13 @@ async fn insert(
     .bind(disk.included)
     .bind(switched_to)
     .bind(switched_at.map(timestamp::to_text))
-    .execute(&mut **write)
+    .execute(write)
     .await
     .map_err(database("record a disk"))?;
     Ok(())
 }
 
-fn from_row(row: &SqliteRow) -> Result<Disk> {
+fn from_row(row: &Row) -> Result<Disk> {
     let fields = Fields::new("disk", row);
     Ok(Disk {
         found: InspectedDisk {

@@ -64,6 +64,36 @@ pub enum Error {
         /// When the job began.
         since: OffsetDateTime,
     },
+    /// The catalog belongs to no cluster.
+    #[error("the catalog belongs to no cluster; run `vmtwin cluster create NAME` on one node")]
+    NoCluster,
+    /// The catalog belongs to a cluster of another name.
+    #[error("the catalog belongs to the cluster {name:?} already")]
+    OtherCluster {
+        /// The name of that cluster.
+        name: String,
+    },
+    /// Another node has the name.
+    #[error("another node of the cluster is named {name:?}; choose another name with --node")]
+    NodeExists {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No node of this id.
+    #[error("the cluster has no node {node}; run `vmtwin cluster join` on it")]
+    NoNode {
+        /// The id that was asked for.
+        node: String,
+    },
+    /// Everything has moved to another catalog.
+    #[error(
+        "the catalog has moved to {to}; start the command again with it (--database, or without \
+         for the file)"
+    )]
+    Moved {
+        /// Where it is now.
+        to: String,
+    },
     /// A job whose process died left undos that have not been executed.
     #[error(
         "job {job} was cut off and what it began is not undone yet; run `vmtwin recover` first"
@@ -162,9 +192,38 @@ pub enum Error {
     DiskFull {
         /// The catalog file.
         path: PathBuf,
-        /// What SQLite says.
+        /// What the database says.
         #[source]
         source: sqlx::Error,
+    },
+    /// The database server does not answer.
+    #[error(
+        "the database {place} does not answer; check that it runs and that this host may reach it"
+    )]
+    Unreachable {
+        /// The database, without its password.
+        place: String,
+        /// What happened.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database server answers, and lets us not in.
+    #[error(
+        "the database {place} lets us not in; check that it exists, its user and its password \
+         (PGPASSWORD or ~/.pgpass)"
+    )]
+    Denied {
+        /// The database, without its password.
+        place: String,
+        /// What the server says.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The URL of the database cannot be used.
+    #[error("this is no URL of a PostgreSQL database: {why}; write postgres://USER@HOST/DATABASE")]
+    BadUrl {
+        /// Why not; never the URL itself, which may hold a password.
+        why: String,
     },
     /// Another process kept the catalog locked for too long.
     #[error("the catalog stayed locked by another process for {waited_s} seconds; try again")]
@@ -185,6 +244,26 @@ pub enum Error {
         /// What was found, or why it cannot be read.
         value: String,
     },
+    /// A copy of a catalog was written by a later version of the program.
+    #[error(
+        "the copy has schema {found}, this program knows schemas up to {known}; use the version \
+         of vmtwin that wrote it, or a later one"
+    )]
+    NewerDump {
+        /// The schema of the copy.
+        found: i64,
+        /// The newest schema this program knows.
+        known: i64,
+    },
+    /// A copy of a catalog is damaged, or none.
+    #[error("the copy cannot be loaded, and the catalog was not changed: {why}")]
+    BadDump {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file of a copy cannot be read or written.
+    #[error("the file of the copy cannot be read or written")]
+    DumpFile(#[source] std::io::Error),
     /// The identity of a process could not be read.
     #[error("{path} cannot be read; is /proc mounted?")]
     Process {
@@ -213,15 +292,46 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Turns an error of the database into ours; `doing` completes "failed to …".
 pub(crate) fn database(doing: &'static str) -> impl Fn(sqlx::Error) -> Error {
-    move |source| match sqlite_code(&source) {
-        None if matches!(source, sqlx::Error::PoolTimedOut) => Error::Locked {
-            waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
-        },
-        Some(SQLITE_BUSY | SQLITE_LOCKED) => Error::Locked {
-            waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
-        },
-        _ => Error::Database { doing, source },
+    move |source| {
+        let locked = matches!(sqlite_code(&source), Some(SQLITE_BUSY | SQLITE_LOCKED))
+            || matches!(source, sqlx::Error::PoolTimedOut)
+            || postgres_code(&source).as_deref() == Some(PG_LOCK_NOT_AVAILABLE);
+        match locked {
+            true => Error::Locked {
+                waited_s: crate::open::BUSY_TIMEOUT.as_secs(),
+            },
+            false => Error::Database { doing, source },
+        }
     }
+}
+
+/// The file of a copy cannot be read or written.
+pub(crate) fn dump_file(source: std::io::Error) -> Error {
+    Error::DumpFile(source)
+}
+
+/// PostgreSQL: `lock_timeout` has passed.
+const PG_LOCK_NOT_AVAILABLE: &str = "55P03";
+/// PostgreSQL: no room left on the server.
+const PG_DISK_FULL: &str = "53100";
+/// PostgreSQL: classes of "wrong user or password", and no such database.
+const PG_DENIED: [&str; 2] = ["28", "3D"];
+
+/// What an error means while a database server is connected to.
+pub(crate) fn connecting(place: &str, source: sqlx::Error) -> Error {
+    let place = place.to_owned();
+    match postgres_code(&source) {
+        Some(code) if PG_DENIED.contains(&&code[..2]) => Error::Denied { place, source },
+        Some(_) => database("connect to its database")(source),
+        None => Error::Unreachable { place, source },
+    }
+}
+
+/// The SQLSTATE that PostgreSQL reported: five letters and digits.
+fn postgres_code(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?;
+    let error = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
+    (error.code().len() == 5).then(|| error.code().to_owned())
 }
 
 pub(crate) const SQLITE_BUSY: u32 = 5;
@@ -240,10 +350,14 @@ pub(crate) fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
 }
 
 fn extended_code(error: &sqlx::Error) -> Option<u32> {
-    error.as_database_error()?.code()?.parse().ok()
+    let error = error.as_database_error()?;
+    error.try_downcast_ref::<sqlx::sqlite::SqliteError>()?;
+    error.code()?.parse().ok()
 }
 
 /// Whether the file system that holds the database has no room left.
 pub(crate) fn is_disk_full(error: &sqlx::Error) -> bool {
-    sqlite_code(error) == Some(SQLITE_FULL) || extended_code(error) == Some(SQLITE_IOERR_SHMSIZE)
+    sqlite_code(error) == Some(SQLITE_FULL)
+        || extended_code(error) == Some(SQLITE_IOERR_SHMSIZE)
+        || postgres_code(error).as_deref() == Some(PG_DISK_FULL)
 }

@@ -72,6 +72,11 @@ uuid_id!(
     "VM id"
 );
 uuid_id!(
+    /// A node of a cluster.
+    NodeId,
+    "node id"
+);
+uuid_id!(
     /// A job.
     JobId,
     "job id"

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
@@ -12,6 +10,8 @@ use crate::id::{JobId, VmId};
 use crate::open::Catalog;
 use crate::process::ProcessIdentity;
 use crate::row::{Fields, stored_count};
+use crate::setting;
+use crate::sql::{Row, Transaction, query};
 use crate::step;
 use crate::text_enum::text_enum;
 use crate::timestamp;
@@ -124,6 +124,7 @@ impl Catalog {
     pub async fn start_job_as(&self, new: NewJob, owner: &ProcessIdentity) -> Result<JobId> {
         let id = JobId::random()?;
         let mut write = self.write().await?;
+        setting::refuse_if_moved(&mut write).await?;
         if let Some(vm_id) = &new.vm_id {
             vm::lock(&mut write, vm_id).await?;
             if new.kind.holds_guest() {
@@ -159,28 +160,26 @@ impl Catalog {
             Outcome::Done => None,
             Outcome::Undone => job.error,
         };
-        sqlx::query(
-            "UPDATE job SET state = $2, ended_at = $3, error = $4, report = $5 WHERE id = $1",
-        )
-        .bind(id.as_str())
-        .bind(state.as_str())
-        .bind(timestamp::to_text(timestamp::now()))
-        .bind(error)
-        .bind(report.map(Value::to_string))
-        .execute(&mut *write)
-        .await
-        .map_err(database("end a job"))?;
+        query("UPDATE job SET state = $2, ended_at = $3, error = $4, report = $5 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(state.as_str())
+            .bind(timestamp::to_text(timestamp::now()))
+            .bind(error)
+            .bind(report.map(Value::to_string))
+            .execute(&mut write)
+            .await
+            .map_err(database("end a job"))?;
         self.commit(write).await
     }
 
     /// Notes why a job that cannot end yet is in trouble.
     pub async fn note_error(&self, id: &JobId, error: &str) -> Result<()> {
         let mut write = self.write().await?;
-        sqlx::query("UPDATE job SET error = $2 WHERE id = $1 AND state = $3")
+        query("UPDATE job SET error = $2 WHERE id = $1 AND state = $3")
             .bind(id.as_str())
             .bind(error)
             .bind(JobState::Running.as_str())
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("note an error"))?;
         self.commit(write).await
@@ -190,12 +189,11 @@ impl Catalog {
     /// The latest first, so that what was done last is undone first.
     pub async fn dead_jobs(&self) -> Result<Vec<Job>> {
         let mut read = self.read().await?;
-        let rows =
-            sqlx::query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
-                .bind(JobState::Running.as_str())
-                .fetch_all(&mut *read)
-                .await
-                .map_err(database("list jobs that were cut off"))?;
+        let rows = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
+            .bind(JobState::Running.as_str())
+            .fetch_all(&mut read)
+            .await
+            .map_err(database("list jobs that were cut off"))?;
         let mut jobs = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
         jobs.retain(|job| job.owner.is_dead());
         Ok(jobs)
@@ -213,7 +211,7 @@ impl Catalog {
         if !job.owner.is_dead() {
             return Err(busy(job));
         }
-        sqlx::query(
+        query(
             "UPDATE job SET owner_pid = $2, owner_start = $3, owner_boot = $4, host = $5 \
              WHERE id = $1",
         )
@@ -222,7 +220,7 @@ impl Catalog {
         .bind(stored_count("a start time", owner.start_ticks)?)
         .bind(&owner.boot_id)
         .bind(&owner.host)
-        .execute(&mut *write)
+        .execute(&mut write)
         .await
         .map_err(database("adopt a job"))?;
         self.commit(write).await?;
@@ -232,9 +230,9 @@ impl Catalog {
     /// The latest jobs, the last one first.
     pub async fn jobs(&self, limit: u32) -> Result<Vec<Job>> {
         let mut read = self.read().await?;
-        let rows = sqlx::query("SELECT * FROM job ORDER BY started_at DESC, id DESC LIMIT $1")
+        let rows = query("SELECT * FROM job ORDER BY started_at DESC, id DESC LIMIT $1")
             .bind(i64::from(limit))
-            .fetch_all(&mut *read)
+            .fetch_all(&mut read)
             .await
             .map_err(database("list jobs"))?;
         rows.iter().map(from_row).collect()
@@ -248,14 +246,14 @@ impl Catalog {
 
 /// Refuses if a job of one of these kinds holds the VM, or was cut off on it.
 pub(crate) async fn refuse_if_held(
-    write: &mut Transaction<'static, Sqlite>,
+    write: &mut Transaction,
     vm_id: &VmId,
     matters: impl Fn(JobKind) -> bool,
 ) -> Result<()> {
-    let rows = sqlx::query("SELECT * FROM job WHERE vm_id = $1 AND state = $2 ORDER BY started_at")
+    let rows = query("SELECT * FROM job WHERE vm_id = $1 AND state = $2 ORDER BY started_at")
         .bind(vm_id.as_str())
         .bind(JobState::Running.as_str())
-        .fetch_all(&mut **write)
+        .fetch_all(write)
         .await
         .map_err(database("look for jobs of a VM"))?;
     for row in &rows {
@@ -274,13 +272,24 @@ pub(crate) async fn refuse_if_held(
 }
 
 /// Refuses if the job has ended: its journal is closed.
-pub(crate) async fn refuse_if_ended(
-    write: &mut Transaction<'static, Sqlite>,
-    id: &JobId,
-) -> Result<()> {
+pub(crate) async fn refuse_if_ended(write: &mut Transaction, id: &JobId) -> Result<()> {
     match find(write, id).await?.state {
         JobState::Running => Ok(()),
         _ => Err(Error::Ended { job: id.clone() }),
+    }
+}
+
+/// Refuses if any job is not over: it runs, or was cut off and is to be recovered first.
+pub(crate) async fn refuse_if_any_runs(write: &mut Transaction) -> Result<()> {
+    let row = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at")
+        .bind(JobState::Running.as_str())
+        .fetch_optional(write)
+        .await
+        .map_err(database("look for jobs"))?;
+    match row.as_ref().map(from_row).transpose()? {
+        None => Ok(()),
+        Some(job) if job.owner.is_dead() => Err(Error::NotRecovered { job: job.id }),
+        Some(job) => Err(busy(job)),
     }
 }
 
@@ -293,22 +302,22 @@ fn busy(job: Job) -> Error {
     }
 }
 
-async fn find(transaction: &mut Transaction<'static, Sqlite>, id: &JobId) -> Result<Job> {
-    let row = sqlx::query("SELECT * FROM job WHERE id = $1")
+async fn find(transaction: &mut Transaction, id: &JobId) -> Result<Job> {
+    let row = query("SELECT * FROM job WHERE id = $1")
         .bind(id.as_str())
-        .fetch_optional(&mut **transaction)
+        .fetch_optional(transaction)
         .await
         .map_err(database("find a job"))?;
     from_row(&row.ok_or_else(|| Error::NoJob { job: id.clone() })?)
 }
 
 async fn insert(
-    write: &mut Transaction<'static, Sqlite>,
+    write: &mut Transaction,
     id: &JobId,
     new: &NewJob,
     owner: &ProcessIdentity,
 ) -> Result<()> {
-    sqlx::query(
+    query(
         "INSERT INTO job (id, kind, vm_id, vm_name, state, owner_pid, owner_start, owner_boot, \
          host, started_at) \
          VALUES ($1, $2, $3, (SELECT name FROM vm WHERE id = $3), $4, $5, $6, $7, $8, $9)",
@@ -322,13 +331,13 @@ async fn insert(
     .bind(&owner.boot_id)
     .bind(&owner.host)
     .bind(timestamp::to_text(timestamp::now()))
-    .execute(&mut **write)
+    .execute(write)
     .await
     .map_err(database("start a job"))?;
     Ok(())
 }
 
-fn from_row(row: &SqliteRow) -> Result<Job> {
+fn from_row(row: &Row) -> Result<Job> {
     let fields = Fields::new("job", row);
     let pid = fields.signed("owner_pid")?;
     Ok(Job {

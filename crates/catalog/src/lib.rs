@@ -1,4 +1,5 @@
-//! Catalog: the VM management table, jobs and their journals, snapshots and settings, in SQLite.
+//! Catalog: the VM management table, jobs and their journals, snapshots and settings, in a file of
+//! SQLite or in a PostgreSQL database.
 //!
 //! It knows nothing of hypervisors or repositories: what they report comes and goes as JSON.
 //!
@@ -7,7 +8,9 @@
 //! | `vm`, `disk` | `vm.rs`, `disk.rs` | guests and twins, their disks, who must be resumed |
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
+//! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `setting` | `setting.rs` | texts by key |
+//! | (all) | `dump/` | complete copies, the same from both databases |
 //!
 //! Invariants:
 //! - What a call wrote is on disk when the call returns, all of it or nothing.
@@ -18,16 +21,20 @@
 //! - A value that no version of the program writes is an error, never a default.
 
 mod disk;
+mod dump;
 mod error;
 mod id;
 mod job;
+mod node;
 mod open;
 mod pause;
+mod postgres;
 mod process;
 mod row;
 mod schema;
 mod setting;
 mod snapshot;
+mod sql;
 mod step;
 mod text_enum;
 mod timestamp;
@@ -35,10 +42,13 @@ pub mod transition;
 mod vm;
 
 pub use disk::{Disk, InspectedDisk};
+pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
-pub use id::{JobId, StepId, VmId};
+pub use id::{JobId, NodeId, StepId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
+pub use node::{Cluster, Node};
 pub use open::Catalog;
+pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};
 pub use schema::newest_schema;
 pub use snapshot::{Consistency, Snapshot, SnapshotState};

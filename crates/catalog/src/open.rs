@@ -1,4 +1,5 @@
-//! Opening the catalog's file, and the transactions that everything else uses.
+//! Opening the catalog's file, and the transactions that everything else uses. A catalog on
+//! PostgreSQL is opened in `postgres.rs`.
 //!
 //! Durability: write-ahead log with `synchronous=FULL`, so a commit that returned is on disk; the
 //! resume flag of a guest is committed before the guest is paused. Write transactions take the
@@ -23,13 +24,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 
 use crate::error::{
-    Error, Result, SQLITE_CANTOPEN, SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_READONLY, database,
-    is_disk_full, sqlite_code,
+    Error, Result, SQLITE_CANTOPEN, SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_READONLY, connecting,
+    database, is_disk_full, sqlite_code,
 };
+use crate::postgres;
 use crate::schema;
+use crate::sql::{Pool, Transaction};
 
 /// How long a transaction waits for those of other processes. All of ours are short.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,45 +46,72 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// Clones share their connections. Any number of processes may have the same catalog open.
 #[derive(Debug, Clone)]
 pub struct Catalog {
-    pool: SqlitePool,
-    path: Arc<Path>,
+    pub(crate) pool: Pool,
+    /// The file, or the URL of the database without its password.
+    pub(crate) path: Arc<Path>,
 }
 
 impl Catalog {
     /// Opens the catalog in this file; makes the file (mode 0600) and its folder (mode 0700) if
     /// they are missing, and brings an older schema up to date.
     pub async fn open(path: &Path) -> Result<Self> {
+        Self::open_at(path, schema::newest_schema()).await
+    }
+
+    /// Opens a file that is not to get a newer schema than this.
+    pub(crate) async fn open_at(path: &Path, schema: i64) -> Result<Self> {
         let owned = path.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&owned)).await;
         let lock = prepared.map_err(|join| not_writable(path, io::Error::other(join)))??;
-        let pool = connect(path).await?;
+        let pool = connect(path, schema).await?;
         drop(lock);
         Ok(Self {
-            pool,
+            pool: Pool::Sqlite(pool),
             path: path.into(),
         })
     }
 
+    /// The file, or the URL of the database without its password.
+    pub fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// True if it is in a database that several hosts may share.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.pool, Pool::Postgres(_))
+    }
+
     /// Closes every connection. Dropping the catalog is safe as well: what was committed stays.
     pub async fn close(self) {
-        self.pool.close().await;
+        match self.pool {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
+        }
     }
 
     /// A transaction that sees one state of the catalog and changes nothing.
-    pub(crate) async fn read(&self) -> Result<Transaction<'static, Sqlite>> {
-        self.pool.begin().await.map_err(database("begin to read"))
+    pub(crate) async fn read(&self) -> Result<Transaction> {
+        match &self.pool {
+            Pool::Sqlite(pool) => pool.begin().await.map(Transaction::from),
+            Pool::Postgres(pool) => postgres::begin_to_read(pool).await,
+        }
+        .map_err(|error| self.unless_lost("begin to read", error))
     }
 
     /// A transaction that no other writer runs beside.
-    pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>> {
-        self.pool
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(|error| self.writing("begin to write", error))
+    pub(crate) async fn write(&self) -> Result<Transaction> {
+        match &self.pool {
+            Pool::Sqlite(pool) => pool
+                .begin_with("BEGIN IMMEDIATE")
+                .await
+                .map(Transaction::from),
+            Pool::Postgres(pool) => postgres::begin_to_write(pool).await,
+        }
+        .map_err(|error| self.writing("begin to write", error))
     }
 
     /// Commits; after this returned, the change is on disk.
-    pub(crate) async fn commit(&self, transaction: Transaction<'static, Sqlite>) -> Result<()> {
+    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<()> {
         let committed = transaction.commit().await;
         committed.map_err(|error| self.writing("commit", error))
     }
@@ -89,6 +119,15 @@ impl Catalog {
     fn writing(&self, doing: &'static str, error: sqlx::Error) -> Error {
         match is_disk_full(&error) {
             true => disk_full(&self.path, error),
+            false => self.unless_lost(doing, error),
+        }
+    }
+
+    /// A server that is lost while a transaction begins or ends is named.
+    fn unless_lost(&self, doing: &'static str, error: sqlx::Error) -> Error {
+        let lost = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Io(_));
+        match self.is_shared() && lost {
+            true => connecting(&self.place(), error),
             false => database(doing)(error),
         }
     }
@@ -96,7 +135,7 @@ impl Catalog {
 
 /// Opens the file, which may belong to another program or to a later version of this one: nothing
 /// in it is changed, not even its journal mode, before that is known.
-async fn connect(path: &Path) -> Result<SqlitePool> {
+async fn connect(path: &Path, schema: i64) -> Result<SqlitePool> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .synchronous(SqliteSynchronous::Full)
@@ -117,7 +156,7 @@ async fn connect(path: &Path) -> Result<SqlitePool> {
         .connect_with(options.journal_mode(SqliteJournalMode::Wal))
         .await
         .map_err(|error| opening(path, error))?;
-    match schema::bring_up_to_date(&pool, path).await {
+    match schema::bring_up_to(schema, &pool, path).await {
         Ok(()) => Ok(pool),
         Err(error) => {
             pool.close().await;
@@ -254,7 +293,10 @@ mod tests {
             .unwrap();
         let ask = async |pragma| -> String {
             let mut read = catalog.read().await.unwrap();
-            let row = sqlx::query(pragma).fetch_one(&mut *read).await.unwrap();
+            let crate::sql::Session::Sqlite(read) = &mut *read else {
+                unreachable!("opened as a file")
+            };
+            let row = sqlx::query(pragma).fetch_one(&mut **read).await.unwrap();
             sqlx::Row::try_get_unchecked(&row, 0).unwrap()
         };
         assert_eq!(ask("PRAGMA journal_mode").await, "wal");

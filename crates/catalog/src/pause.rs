@@ -11,12 +11,12 @@
 //! resumed.
 
 use serde_json::Value;
-use sqlx::{Sqlite, Transaction};
 
 use crate::error::{Result, database};
 use crate::id::{JobId, StepId, VmId};
 use crate::job;
 use crate::open::Catalog;
+use crate::sql::{Transaction, query};
 use crate::step;
 use crate::transition::StepState;
 use crate::vm::{self, VmState};
@@ -47,18 +47,13 @@ impl Catalog {
     }
 }
 
-async fn set(
-    write: &mut Transaction<'static, Sqlite>,
-    id: &VmId,
-    state: VmState,
-    resume_flag: bool,
-) -> Result<()> {
+async fn set(write: &mut Transaction, id: &VmId, state: VmState, resume_flag: bool) -> Result<()> {
     vm::lock(write, id).await?;
-    sqlx::query("UPDATE vm SET state = $2, resume_flag = $3 WHERE id = $1")
+    query("UPDATE vm SET state = $2, resume_flag = $3 WHERE id = $1")
         .bind(id.as_str())
         .bind(state.as_str())
         .bind(resume_flag)
-        .execute(&mut **write)
+        .execute(write)
         .await
         .map_err(database("record a pause"))?;
     Ok(())

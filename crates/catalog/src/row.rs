@@ -4,21 +4,20 @@
 use std::str::FromStr;
 
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row, Sqlite, Type};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Result};
+use crate::sql::{Readable, Row};
 use crate::timestamp;
 
 /// A row of a named table.
 pub(crate) struct Fields<'r> {
-    row: &'r SqliteRow,
+    row: &'r Row,
     table: &'static str,
 }
 
 impl<'r> Fields<'r> {
-    pub(crate) fn new(table: &'static str, row: &'r SqliteRow) -> Self {
+    pub(crate) fn new(table: &'static str, row: &'r Row) -> Self {
         Self { row, table }
     }
 
@@ -30,12 +29,9 @@ impl<'r> Fields<'r> {
         }
     }
 
-    fn get<T>(&self, column: &'static str) -> Result<T>
-    where
-        T: Decode<'r, Sqlite> + Type<Sqlite>,
-    {
+    fn get<T: Readable>(&self, column: &'static str) -> Result<T> {
         self.row
-            .try_get(column)
+            .get(column)
             .map_err(|error| self.damaged(column, error.to_string()))
     }
 

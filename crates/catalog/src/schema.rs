@@ -1,12 +1,13 @@
-//! The schema: which migrations a file has, and which this program knows.
+//! The schema: which migrations a database has, and which this program knows.
 
 use std::path::Path;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Acquire, PgConnection, Row, SqliteConnection};
 
 use crate::error::{Error, Result, database};
 use crate::open::{Catalog, opening};
+use crate::sql::Session;
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -21,8 +22,36 @@ pub fn newest_schema() -> i64 {
 
 /// Refuses a file of a later version of this program, or of another one. Reads only.
 pub(crate) async fn refuse_others(probe: &mut SqliteConnection, path: &Path) -> Result<()> {
+    refuse_newer(schema_of(probe, path).await?, path)
+}
+
+/// The same for a database of a server.
+pub(crate) async fn refuse_others_on_server(probe: &mut PgConnection, place: &Path) -> Result<()> {
+    let look = database("look at its tables");
+    let tables: Vec<String> = sqlx::query_scalar(
+        "SELECT table_name::TEXT FROM information_schema.tables \
+         WHERE table_schema = current_schema()",
+    )
+    .fetch_all(&mut *probe)
+    .await
+    .map_err(&look)?;
+    let ours = tables.iter().any(|name| is_journal_of_migrations(name));
+    match (ours, tables.is_empty()) {
+        (false, true) => Ok(()),
+        (false, false) => Err(not_a_catalog(place)),
+        (true, _) => {
+            let found = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+                .fetch_one(probe)
+                .await
+                .map_err(&look)?;
+            refuse_newer(found, place)
+        }
+    }
+}
+
+fn refuse_newer(found: Option<i64>, path: &Path) -> Result<()> {
     let known = newest_schema();
-    match schema_of(probe, path).await? {
+    match found {
         Some(found) if found > known => Err(Error::NewerSchema {
             path: path.to_owned(),
             found,
@@ -32,10 +61,14 @@ pub(crate) async fn refuse_others(probe: &mut SqliteConnection, path: &Path) -> 
     }
 }
 
-/// Applies the migrations that the file lacks.
-pub(crate) async fn bring_up_to_date(pool: &SqlitePool, path: &Path) -> Result<()> {
+/// Applies the migrations up to this one that the database lacks.
+pub(crate) async fn bring_up_to<'a, A>(schema: i64, pool: A, path: &Path) -> Result<()>
+where
+    A: Acquire<'a>,
+    <A::Connection as std::ops::Deref>::Target: sqlx::migrate::Migrate,
+{
     MIGRATOR
-        .run(pool)
+        .run_to(schema, pool)
         .await
         .map_err(|error| migrating(path, error))
 }
@@ -51,13 +84,17 @@ async fn schema_of(probe: &mut SqliteConnection, path: &Path) -> Result<Option<i
         .any(|row| row.try_get("name").is_ok_and(is_journal_of_migrations));
     match (ours, tables.is_empty()) {
         (false, true) => Ok(None),
-        (false, false) => Err(Error::NotACatalog {
-            path: path.to_owned(),
-        }),
+        (false, false) => Err(not_a_catalog(path)),
         (true, _) => sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
             .fetch_one(probe)
             .await
             .map_err(|error| opening(path, error)),
+    }
+}
+
+fn not_a_catalog(path: &Path) -> Error {
+    Error::NotACatalog {
+        path: path.to_owned(),
     }
 }
 
@@ -88,20 +125,25 @@ impl Catalog {
         self.vms().await?;
         self.snapshots(None).await?;
         self.settings().await?;
+        self.nodes().await?;
         for job in self.jobs(u32::MAX).await? {
             self.steps(&job.id).await?;
         }
         Ok(())
     }
 
+    /// A server checks its references always and its pages itself.
     async fn check_pages(&self) -> Result<()> {
         let mut read = self.read().await?;
+        let Session::Sqlite(read) = &mut *read else {
+            return Ok(());
+        };
         let verdict: String = sqlx::query_scalar("PRAGMA integrity_check(1)")
-            .fetch_one(&mut *read)
+            .fetch_one(&mut **read)
             .await
             .map_err(database("check its pages"))?;
         let dangling = sqlx::query("PRAGMA foreign_key_check")
-            .fetch_optional(&mut *read)
+            .fetch_optional(&mut **read)
             .await
             .map_err(database("check its references"))?;
         match (verdict.as_str(), dangling) {

@@ -3,14 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::VmId;
 use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
+use crate::sql::{Row, Transaction, query};
 use crate::text_enum::text_enum;
 use crate::timestamp;
 
@@ -78,17 +77,17 @@ impl Catalog {
 
     /// The snapshots of the VM of this name, or of all, in the order of their time.
     pub async fn snapshots(&self, vm_name: Option<&str>) -> Result<Vec<Snapshot>> {
-        let query = match vm_name {
+        let sql = match vm_name {
             Some(_) => "SELECT * FROM snapshot WHERE vm_name = $1 ORDER BY time, id",
             None => "SELECT * FROM snapshot ORDER BY time, id",
         };
         let mut read = self.read().await?;
-        let mut query = sqlx::query(query);
+        let mut query = query(sql);
         if let Some(name) = vm_name {
             query = query.bind(name);
         }
         let rows = query
-            .fetch_all(&mut *read)
+            .fetch_all(&mut read)
             .await
             .map_err(database("list snapshots"))?;
         rows.iter().map(from_row).collect()
@@ -98,12 +97,12 @@ impl Catalog {
     pub async fn snapshots_by_prefix(&self, prefix: &str) -> Result<Vec<Snapshot>> {
         let length = stored_count("the length of an id", prefix.chars().count() as u64)?;
         let mut read = self.read().await?;
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT * FROM snapshot WHERE SUBSTR(id, 1, CAST($2 AS INTEGER)) = $1 ORDER BY time, id",
         )
         .bind(prefix)
         .bind(length)
-        .fetch_all(&mut *read)
+        .fetch_all(&mut read)
         .await
         .map_err(database("find a snapshot"))?;
         rows.iter().map(from_row).collect()
@@ -112,10 +111,10 @@ impl Catalog {
     /// Drops the record of a snapshot; its repository is not touched.
     pub async fn remove_snapshot(&self, repository_id: &str, id: &str) -> Result<()> {
         let mut write = self.write().await?;
-        let removed = sqlx::query("DELETE FROM snapshot WHERE repository_id = $1 AND id = $2")
+        let removed = query("DELETE FROM snapshot WHERE repository_id = $1 AND id = $2")
             .bind(repository_id)
             .bind(id)
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("remove a snapshot"))?;
         if removed.rows_affected() == 0 {
@@ -140,9 +139,9 @@ impl Catalog {
             });
         }
         let mut write = self.write().await?;
-        sqlx::query("DELETE FROM snapshot WHERE repository_id = $1")
+        query("DELETE FROM snapshot WHERE repository_id = $1")
             .bind(repository_id)
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("rebuild the snapshots"))?;
         for snapshot in &snapshots {
@@ -152,8 +151,8 @@ impl Catalog {
     }
 }
 
-async fn upsert(write: &mut Transaction<'static, Sqlite>, snapshot: &Snapshot) -> Result<()> {
-    sqlx::query(
+async fn upsert(write: &mut Transaction, snapshot: &Snapshot) -> Result<()> {
+    query(
         "INSERT INTO snapshot (repository_id, id, vm_id, vm_name, time, consistency, \
          consistency_asked, bytes_read, bytes_new, bytes_stored, parent, state, report) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
@@ -176,13 +175,13 @@ async fn upsert(write: &mut Transaction<'static, Sqlite>, snapshot: &Snapshot) -
     .bind(&snapshot.parent)
     .bind(snapshot.state.as_str())
     .bind(snapshot.report.to_string())
-    .execute(&mut **write)
+    .execute(write)
     .await
     .map_err(database("record a snapshot"))?;
     Ok(())
 }
 
-fn from_row(row: &SqliteRow) -> Result<Snapshot> {
+fn from_row(row: &Row) -> Result<Snapshot> {
     let fields = Fields::new("snapshot", row);
     Ok(Snapshot {
         id: fields.text("id")?,

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
@@ -12,6 +10,7 @@ use crate::id::{JobId, StepId};
 use crate::job;
 use crate::open::Catalog;
 use crate::row::Fields;
+use crate::sql::{Row, Transaction, query};
 use crate::timestamp;
 use crate::transition::{Change, StepState, check};
 
@@ -105,9 +104,9 @@ impl Catalog {
     /// The whole journal of a job, in the order of registration.
     pub async fn steps(&self, job: &JobId) -> Result<Vec<Step>> {
         let mut read = self.read().await?;
-        let rows = sqlx::query("SELECT * FROM step WHERE job_id = $1 ORDER BY seq")
+        let rows = query("SELECT * FROM step WHERE job_id = $1 ORDER BY seq")
             .bind(job.as_str())
-            .fetch_all(&mut *read)
+            .fetch_all(&mut read)
             .await
             .map_err(database("read a journal"))?;
         rows.iter().map(from_row).collect()
@@ -116,13 +115,13 @@ impl Catalog {
 
 /// Appends a registered step to the journal of a job.
 pub(crate) async fn append(
-    write: &mut Transaction<'static, Sqlite>,
+    write: &mut Transaction,
     job: &JobId,
     name: &str,
     undo: &Value,
 ) -> Result<StepId> {
     let id = StepId::random()?;
-    sqlx::query(
+    query(
         "INSERT INTO step (id, job_id, seq, name, state, undo, at) VALUES ($1, $2, \
          (SELECT COALESCE(MAX(seq) + 1, 0) FROM step WHERE job_id = $2), $3, $4, $5, $6)",
     )
@@ -132,52 +131,45 @@ pub(crate) async fn append(
     .bind(StepState::Registered.as_str())
     .bind(undo.to_string())
     .bind(timestamp::to_text(timestamp::now()))
-    .execute(&mut **write)
+    .execute(write)
     .await
     .map_err(database("register a step"))?;
     Ok(id)
 }
 
 /// Changes the state of a step, if the life of a step has that change.
-pub(crate) async fn change(
-    write: &mut Transaction<'static, Sqlite>,
-    id: StepId,
-    to: StepState,
-) -> Result<()> {
-    let row = sqlx::query("SELECT * FROM step WHERE id = $1")
+pub(crate) async fn change(write: &mut Transaction, id: StepId, to: StepState) -> Result<()> {
+    let row = query("SELECT * FROM step WHERE id = $1")
         .bind(id.0)
-        .fetch_optional(&mut **write)
+        .fetch_optional(write)
         .await
         .map_err(database("find a step"))?;
     let step = from_row(&row.ok_or(Error::NoStep { step: id })?)?;
     check(Change::Step(step.state, to))?;
-    sqlx::query("UPDATE step SET state = $2, at = $3 WHERE id = $1")
+    query("UPDATE step SET state = $2, at = $3 WHERE id = $1")
         .bind(id.0)
         .bind(to.as_str())
         .bind(timestamp::to_text(timestamp::now()))
-        .execute(&mut **write)
+        .execute(write)
         .await
         .map_err(database("change a step"))?;
     Ok(())
 }
 
 /// How many steps of a job are open.
-pub(crate) async fn count_open(
-    transaction: &mut Transaction<'static, Sqlite>,
-    job: &JobId,
-) -> Result<u64> {
-    let open: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM step WHERE job_id = $1 AND state NOT IN ($2, $3)")
+pub(crate) async fn count_open(transaction: &mut Transaction, job: &JobId) -> Result<u64> {
+    let row =
+        query("SELECT COUNT(*) AS open FROM step WHERE job_id = $1 AND state NOT IN ($2, $3)")
             .bind(job.as_str())
             .bind(StepState::Undone.as_str())
             .bind(StepState::Released.as_str())
-            .fetch_one(&mut **transaction)
+            .fetch_one(transaction)
             .await
             .map_err(database("count open steps"))?;
-    Ok(open.unsigned_abs())
+    Fields::new("step", &row).count("open")
 }
 
-fn from_row(row: &SqliteRow) -> Result<Step> {
+fn from_row(row: &Row) -> Result<Step> {
     let fields = Fields::new("step", row);
     Ok(Step {
         id: StepId(fields.signed("id")?),

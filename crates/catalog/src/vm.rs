@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use crate::disk::{self, Disk, InspectedDisk};
@@ -13,6 +11,7 @@ use crate::id::VmId;
 use crate::job;
 use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
+use crate::sql::{Row, Transaction, query};
 use crate::text_enum::text_enum;
 use crate::timestamp;
 
@@ -125,8 +124,8 @@ impl Catalog {
     /// Every VM, by name.
     pub async fn vms(&self) -> Result<Vec<Vm>> {
         let mut read = self.read().await?;
-        let rows = sqlx::query("SELECT * FROM vm ORDER BY name")
-            .fetch_all(&mut *read)
+        let rows = query("SELECT * FROM vm")
+            .fetch_all(&mut read)
             .await
             .map_err(database("list VMs"))?;
         let mut disks = disk::all(&mut read).await?;
@@ -135,7 +134,10 @@ impl Catalog {
             vm.disks = disks.remove(&vm.id).unwrap_or_default();
             Ok(vm)
         };
-        rows.iter().map(with_disks).collect()
+        let mut vms = rows.iter().map(with_disks).collect::<Result<Vec<Vm>>>()?;
+        // Not by the database, whose order of names depends on its locale.
+        vms.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(vms)
     }
 
     /// The VM of this name, or [`Error::NoVm`].
@@ -149,11 +151,11 @@ impl Catalog {
             .await
     }
 
-    async fn find_vm(&self, query: &'static str, key: &str) -> Result<Vm> {
+    async fn find_vm(&self, sql: &'static str, key: &str) -> Result<Vm> {
         let mut read = self.read().await?;
-        let row = sqlx::query(query)
+        let row = query(sql)
             .bind(key)
-            .fetch_optional(&mut *read)
+            .fetch_optional(&mut read)
             .await
             .map_err(database("find a VM"))?;
         let mut vm = from_row(&row.ok_or_else(|| Error::NoVm {
@@ -169,7 +171,7 @@ impl Catalog {
         check_name(&new.name)?;
         let id = new.id.map_or_else(VmId::random, Ok)?;
         let mut write = self.write().await?;
-        let inserted = sqlx::query(
+        let inserted = query(
             "INSERT INTO vm (id, name, connection_kind, connection_address, role, twin_of, state, \
              resume_flag, added_at) VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, $8)",
         )
@@ -181,7 +183,7 @@ impl Catalog {
         .bind(new.twin_of.as_ref().map(VmId::as_str))
         .bind(VmState::Unknown.as_str())
         .bind(timestamp::to_text(timestamp::now()))
-        .execute(&mut *write)
+        .execute(&mut write)
         .await;
         match inserted {
             Ok(_) => self.commit(write).await.map(|()| id),
@@ -203,9 +205,9 @@ impl Catalog {
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
         job::refuse_if_held(&mut write, id, |_| true).await?;
-        sqlx::query("DELETE FROM vm WHERE id = $1")
+        query("DELETE FROM vm WHERE id = $1")
             .bind(id.as_str())
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("remove a VM"))?;
         self.commit(write).await
@@ -220,7 +222,7 @@ impl Catalog {
             .transpose()?;
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
-        sqlx::query(
+        query(
             "UPDATE vm SET state = $2, memory_bytes = $3, machine = $4, seen_at = $5 WHERE id = $1",
         )
         .bind(id.as_str())
@@ -228,7 +230,7 @@ impl Catalog {
         .bind(memory)
         .bind(found.machine.to_string())
         .bind(timestamp::to_text(timestamp::now()))
-        .execute(&mut *write)
+        .execute(&mut write)
         .await
         .map_err(database("record an inspection"))?;
         disk::replace(&mut write, id, &found.disks).await?;
@@ -240,10 +242,10 @@ impl Catalog {
     pub async fn set_resume_flag(&self, id: &VmId, flag: bool) -> Result<()> {
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
-        sqlx::query("UPDATE vm SET resume_flag = $2 WHERE id = $1")
+        query("UPDATE vm SET resume_flag = $2 WHERE id = $1")
             .bind(id.as_str())
             .bind(flag)
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("set a resume flag"))?;
         self.commit(write).await
@@ -253,10 +255,10 @@ impl Catalog {
     pub async fn set_settings(&self, id: &VmId, settings: Option<&Value>) -> Result<()> {
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
-        sqlx::query("UPDATE vm SET settings = $2 WHERE id = $1")
+        query("UPDATE vm SET settings = $2 WHERE id = $1")
             .bind(id.as_str())
             .bind(settings.map(Value::to_string))
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("record a VM's settings"))?;
         self.commit(write).await
@@ -266,11 +268,11 @@ impl Catalog {
     pub async fn set_connection(&self, id: &VmId, connection: &Connection) -> Result<()> {
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
-        sqlx::query("UPDATE vm SET connection_kind = $2, connection_address = $3 WHERE id = $1")
+        query("UPDATE vm SET connection_kind = $2, connection_address = $3 WHERE id = $1")
             .bind(id.as_str())
             .bind(connection.kind.as_str())
             .bind(&connection.address)
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("record a VM's connection"))?;
         self.commit(write).await
@@ -280,10 +282,10 @@ impl Catalog {
     pub async fn set_state(&self, id: &VmId, state: VmState) -> Result<()> {
         let mut write = self.write().await?;
         lock(&mut write, id).await?;
-        sqlx::query("UPDATE vm SET state = $2 WHERE id = $1")
+        query("UPDATE vm SET state = $2 WHERE id = $1")
             .bind(id.as_str())
             .bind(state.as_str())
-            .execute(&mut *write)
+            .execute(&mut write)
             .await
             .map_err(database("record a VM's state"))?;
         self.commit(write).await
@@ -292,10 +294,10 @@ impl Catalog {
 
 /// Makes sure that the VM exists, and locks its row where the database locks rows: whoever else
 /// wants this VM waits for our commit.
-pub(crate) async fn lock(write: &mut Transaction<'static, Sqlite>, id: &VmId) -> Result<()> {
-    let touched = sqlx::query("UPDATE vm SET name = name WHERE id = $1")
+pub(crate) async fn lock(write: &mut Transaction, id: &VmId) -> Result<()> {
+    let touched = query("UPDATE vm SET name = name WHERE id = $1")
         .bind(id.as_str())
-        .execute(&mut **write)
+        .execute(write)
         .await
         .map_err(database("lock a VM's row"))?;
     match touched.rows_affected() {
@@ -306,7 +308,7 @@ pub(crate) async fn lock(write: &mut Transaction<'static, Sqlite>, id: &VmId) ->
     }
 }
 
-fn from_row(row: &SqliteRow) -> Result<Vm> {
+fn from_row(row: &Row) -> Result<Vm> {
     let fields = Fields::new("vm", row);
     Ok(Vm {
         id: fields.parse("id")?,

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Child;
 
-use common::{CATALOG, backup, fresh, guest, reused_pid, start_again};
+use common::{CATALOG, backup, fresh, guest, open, reused_pid, start_again};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
@@ -28,7 +28,7 @@ async fn of_many_that_race_for_a_guest_one_wins() {
     let mut racers = Vec::new();
     for _ in 0..6 {
         // Connections of its own for each group, as in several processes.
-        let catalog = Catalog::open(&fresh.path).await.unwrap();
+        let catalog = open(&fresh.path).await.unwrap();
         for _ in 0..8 {
             let (catalog, new) = (catalog.clone(), backup(&id));
             racers.push(tokio::spawn(async move { catalog.start_job(new).await }));
@@ -63,12 +63,14 @@ fn racer() {
     let Ok(path) = std::env::var(CATALOG) else {
         return;
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // With a thread of its own: what the refused leave has to be rolled back while they wait.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
     let started = runtime.block_on(async {
-        let catalog = Catalog::open(Path::new(&path)).await.unwrap();
+        let catalog = open(Path::new(&path)).await.unwrap();
         let vm = catalog.vm_by_name("web").await.unwrap();
         catalog.start_job(backup(&vm.id)).await
     });
@@ -315,7 +317,9 @@ async fn steps_are_undone_last_first() {
 /// a refused change alters nothing.
 #[test]
 fn the_journal_follows_the_table_of_changes() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // With a thread of its own: what the refused leave has to be rolled back while they wait.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();

@@ -398,7 +398,7 @@ impl GuestBuilder {
         Ok(vars)
     }
 
-    fn kernel_line(&self) -> String {
+    pub(crate) fn kernel_line(&self) -> String {
         let Pace {
             rate_hz,
             dirty_mib,

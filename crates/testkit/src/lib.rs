@@ -11,6 +11,9 @@
 //! Everything here is for tests, so most functions panic with the reason instead
 //! of returning an error. What must not panic has a `try_` name.
 //!
+//! A [`LibvirtHost`] is a host with its own libvirt, and a [`LibvirtGuest`] such a tiny guest as a
+//! domain of it.
+//!
 //! With the feature `s3` there is a real S3 service too ([`s3`]).
 //!
 //! Environment:
@@ -37,6 +40,9 @@ mod faults;
 mod guest;
 mod image;
 mod ledger;
+mod libvirt;
+mod libvirt_guest;
+mod postgres;
 mod process;
 mod qmp;
 #[cfg(feature = "s3")]
@@ -54,6 +60,9 @@ pub use faults::{ReadOnlyDir, SmallTmpfs};
 pub use guest::Guest;
 pub use image::GuestImage;
 pub use ledger::{DiskLedger, assert_one_instant};
+pub use libvirt::LibvirtHost;
+pub use libvirt_guest::LibvirtGuest;
+pub use postgres::Postgres;
 pub use process::{Workdir, free_port, run, try_run};
 pub use qmp::{Qmp, QmpEvent};
 

@@ -76,6 +76,14 @@ impl Workdir {
         self.path.join(name)
     }
 
+    /// Leaves the folder to the caller.
+    pub(crate) fn into_path(mut self) -> PathBuf {
+        if let Some(temp) = self.temp.take() {
+            let _ = temp.keep();
+        }
+        self.path.clone()
+    }
+
     /// Whether the folder stays when this value goes.
     pub(crate) fn is_kept(&self) -> bool {
         self.temp.is_none()

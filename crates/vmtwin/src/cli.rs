@@ -34,6 +34,17 @@ pub(crate) struct Global {
     /// Repository: a folder, or s3://BUCKET/PREFIX [default: what `init` was given]
     #[arg(long, global = true, env = "VMTWIN_REPO", value_name = "URL")]
     pub(crate) repo: Option<String>,
+    /// PostgreSQL database that holds the catalog, postgres://USER@HOST/DATABASE [default: what
+    /// `catalog move` was given, else a file in the home folder]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_DATABASE",
+        value_name = "URL",
+        hide_env_values = true,
+        value_parser = crate::command::catalog::database_url
+    )]
+    pub(crate) database: Option<String>,
     /// File whose first line is the repository's password
     #[arg(long, global = true, env = "VMTWIN_PASSWORD_FILE", value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
@@ -97,6 +108,12 @@ pub(crate) enum Command {
         /// Of this guest only
         vm: Option<String>,
     },
+    /// Back up the configuration of a cluster's hosts, and the database they share
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Look after the catalog: copy it, move it to a database that hosts share
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \
@@ -109,6 +126,51 @@ pub(crate) enum Command {
     /// The restore guard (internal)
     #[command(name = "restore-guard", hide = true)]
     RestoreGuard,
+}
+
+pub(crate) use crate::cluster::cli::ClusterCommand;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CatalogCommand {
+    /// Show where it is and what it holds
+    Show,
+    /// Read all of it and say whether it is whole
+    Check,
+    /// Write a complete copy, of one instant, to a file
+    #[command(
+        after_help = "Example:\n  vmtwin catalog dump /backup/catalog.jsonl\n\nThe copy can be \
+        loaded into a file or a PostgreSQL database, by this or a later version. It is never \
+        written over a file that exists."
+    )]
+    Dump {
+        /// File to make; - for stdout
+        file: PathBuf,
+    },
+    /// Make the catalog what a copy holds: all of it or nothing
+    #[command(after_help = "Example:\n  vmtwin catalog load /backup/catalog.jsonl --force")]
+    Load {
+        /// Copy that `catalog dump` made
+        file: PathBuf,
+        /// Replace what the catalog holds; a copy of that is kept in the home folder
+        #[arg(long)]
+        force: bool,
+    },
+    /// Move to a PostgreSQL database that hosts share, or back to the file
+    #[command(
+        after_help = "Examples:\n  vmtwin catalog move --to postgres://vmtwin@db.example.net/vmtwin\n  \
+        vmtwin catalog move --to file --force\n\nThe password is taken from PGPASSWORD or \
+        ~/.pgpass. Every row is counted and hashed on both sides before the move counts; the old \
+        catalog stays as it was, and starts no job any more. Other hosts then only need \
+        --database (or VMTWIN_DATABASE)."
+    )]
+    Move {
+        /// postgres://USER@HOST/DATABASE, or the word file
+        #[arg(long, value_name = "URL", value_parser = crate::command::catalog::place)]
+        to: String,
+        /// Replace what is there; a copy of that is kept in the home folder
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,8 +1,10 @@
 //! The home folder: where catalog, settings, password, spool and scratch lie.
 //!
 //! ```text
-//!   HOME/catalog.db     catalog
-//!   HOME/config.json    settings: the repository
+//!   HOME/catalog.db     catalog, unless it is in a database that hosts share
+//!   HOME/config.json    settings: the repository, the shared database
+//!   HOME/node.json      the name and id of this host in its cluster
+//!   HOME/cluster/       archives of the cluster's configuration
 //!   HOME/password       made by `init` where none was given; for this user alone
 //!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
 //!   HOME/spool/         unlinked spool files
@@ -24,10 +26,11 @@ use crate::cli::Global;
 const MAX_PASSWORD_BYTES: u64 = 4096;
 
 /// The home folder and what the command line says beside it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Home {
     dir: PathBuf,
     repo: Option<String>,
+    database: Option<String>,
     password_file: Option<PathBuf>,
     password_command: Option<String>,
     cancel: Cancel,
@@ -39,6 +42,9 @@ pub(crate) struct Home {
 struct Config {
     /// Location of the repository.
     repository: Option<String>,
+    /// URL of the PostgreSQL database that holds the catalog; none: the file in this folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database: Option<String>,
 }
 
 impl Home {
@@ -52,6 +58,7 @@ impl Home {
         Ok(Home {
             dir,
             repo: global.repo.clone(),
+            database: global.database.clone(),
             password_file: global.password_file.clone(),
             password_command: global.password_command.clone(),
             cancel: cancel.clone(),
@@ -60,6 +67,11 @@ impl Home {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether the user asked to stop.
+    pub(crate) fn cancel(&self) -> Cancel {
+        self.cancel.clone()
     }
 
     pub(crate) fn catalog(&self) -> PathBuf {
@@ -88,6 +100,13 @@ impl Home {
     /// Folder of pictures of screens.
     pub(crate) fn pictures_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("pictures");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// Folder of archives of the cluster's configuration.
+    pub(crate) fn cluster_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("cluster");
         private_dir(&dir)?;
         Ok(dir)
     }
@@ -166,9 +185,42 @@ impl Home {
 
     /// Remembers where the repository is.
     pub(crate) fn keep_location(&self, location: &Location) -> Result<()> {
-        let config = Config {
+        self.keep(Config {
             repository: Some(location.to_string()),
-        };
+            ..self.config()?
+        })
+    }
+
+    /// The URL of the database that holds the catalog, if it is not the file in this folder.
+    pub(crate) fn database(&self) -> Result<Option<String>> {
+        match &self.database {
+            Some(url) => Ok(Some(url.clone())),
+            None => Ok(self.config()?.database),
+        }
+    }
+
+    /// The URL of the database in the settings, whatever the command line says.
+    pub(crate) fn kept_database(&self) -> Result<Option<String>> {
+        Ok(self.config()?.database)
+    }
+
+    /// The same home without what the command line says of a database.
+    pub(crate) fn without_database(&self) -> Home {
+        Home {
+            database: None,
+            ..self.clone()
+        }
+    }
+
+    /// Remembers the database that holds the catalog; `None` goes back to the file.
+    pub(crate) fn keep_database(&self, url: Option<&str>) -> Result<()> {
+        self.keep(Config {
+            database: url.map(str::to_owned),
+            ..self.config()?
+        })
+    }
+
+    fn keep(&self, config: Config) -> Result<()> {
         write_private(
             &self.config_path(),
             serde_json::to_string_pretty(&config)?.as_bytes(),
@@ -209,7 +261,7 @@ fn private_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the folder {}", dir.display()))
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::OpenOptions::new()

@@ -7,6 +7,7 @@
 mod backup;
 mod cancel;
 mod cli;
+mod cluster;
 mod command;
 mod content;
 mod db;
@@ -92,6 +93,8 @@ fn run(cli: &Cli) -> Result<i32> {
         }
         Command::Restore(args) => command::restore::run(&home, &ui, &cancel, args),
         Command::Export(args) => command::export::run(&home, &ui, &cancel, args),
+        Command::Catalog(args) => command::catalog::run(&home, &ui, args).map(|()| 0),
+        Command::Cluster(args) => command::cluster::run(&home, &ui, args),
         Command::Vm(_)
         | Command::Backup(_)
         | Command::Settle(_)

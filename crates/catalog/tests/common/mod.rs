@@ -12,25 +12,42 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 use vmtwin_catalog::{
-    Catalog, Connection, ConnectionKind, InspectedDisk, Inspection, JobKind, NewJob, NewVm,
-    ProcessIdentity, VmId, VmRole, VmState,
+    Catalog, Connection, ConnectionKind, Error, InspectedDisk, Inspection, JobKind, NewJob, NewVm,
+    ProcessIdentity, VmId, VmRole, VmState, is_postgres_url,
 };
+use vmtwin_testkit::Postgres;
 
-/// A catalog in a folder of its own.
+/// A catalog in a folder of its own, or in a database of its own.
 pub(crate) struct Fresh {
     pub(crate) folder: TempDir,
+    /// The file, or the URL.
     pub(crate) path: PathBuf,
     pub(crate) catalog: Catalog,
 }
 
 pub(crate) async fn fresh() -> Fresh {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("home").join("catalog.db");
-    let catalog = Catalog::open(&path).await.unwrap();
+    let path = match on_postgres() {
+        true => Postgres::shared().database().into(),
+        false => folder.path().join("home").join("catalog.db"),
+    };
+    let catalog = open(&path).await.unwrap();
     Fresh {
         folder,
         path,
         catalog,
+    }
+}
+
+/// Whether these are the tests of `postgres/main.rs`.
+fn on_postgres() -> bool {
+    env!("CARGO_CRATE_NAME") == "postgres"
+}
+
+pub(crate) async fn open(place: &Path) -> Result<Catalog, Error> {
+    match place.to_str() {
+        Some(url) if is_postgres_url(url) => Catalog::open_postgres(url).await,
+        _ => Catalog::open(place).await,
     }
 }
 
@@ -80,8 +97,12 @@ pub(crate) fn backup(vm: &VmId) -> NewJob {
 /// Starts this test program again, to run one test as another process. That test finds the path of
 /// the catalog in [`CATALOG`], and does nothing without it.
 pub(crate) fn start_again(test: &str, catalog: &Path) -> Child {
+    let module = match on_postgres() {
+        true => "job::",
+        false => "",
+    };
     Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
+        .args([&format!("{module}{test}"), "--exact", "--nocapture"])
         .env(CATALOG, catalog)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -14,6 +14,8 @@ use crate::ui::Ui;
 #[derive(Debug, Serialize)]
 struct InitReport {
     home: String,
+    /// The catalog: a file, or the URL of a database.
+    catalog: String,
     repository: String,
     repository_id: String,
     /// Whether the repository was made now (else it was there and the password opens it).
@@ -58,9 +60,10 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
         _ => None,
     };
     home.keep_location(&location)?;
-    Db::open(home)?;
+    let db = Db::open(home)?;
     let report = InitReport {
         home: home.dir().display().to_string(),
+        catalog: db.place(),
         repository: location.to_string(),
         repository_id: repository.id(),
         created,
@@ -78,7 +81,7 @@ fn text(report: &InitReport) -> String {
             report.repository,
             &report.repository_id[..8]
         ),
-        format!("catalog: {}/catalog.db", report.home),
+        format!("catalog: {}", report.catalog),
     ];
     if let (Some(password), Some(file)) = (&report.password, &report.password_file) {
         lines.push(format!(

@@ -1,5 +1,7 @@
 //! The commands, one file a noun.
 
+pub(crate) mod catalog;
+pub(crate) mod cluster;
 pub(crate) mod export;
 pub(crate) mod init;
 pub(crate) mod restore;

@@ -1,0 +1,199 @@
+//! The cluster that the catalog belongs to, its nodes, and the last configuration each one gave.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::error::{Error, Result, database};
+use crate::id::NodeId;
+use crate::open::Catalog;
+use crate::row::Fields;
+use crate::setting;
+use crate::sql::{Row, query};
+use crate::timestamp;
+
+/// Settings that hold the cluster.
+const CLUSTER_ID: &str = "cluster.id";
+const CLUSTER_NAME: &str = "cluster.name";
+
+/// The cluster that a catalog belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its id, a UUID.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, which no other node has.
+    pub name: String,
+    /// The name of its host.
+    pub host: String,
+    /// The version of the program that it ran last.
+    pub version: String,
+    /// When it joined.
+    #[serde(with = "time::serde::rfc3339")]
+    pub joined_at: OffsetDateTime,
+    /// When it was heard of last.
+    #[serde(with = "time::serde::rfc3339")]
+    pub seen_at: OffsetDateTime,
+    /// Of when its last known configuration is.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub configuration_at: Option<OffsetDateTime>,
+}
+
+impl Catalog {
+    /// The cluster that the catalog belongs to, if any.
+    pub async fn cluster(&self) -> Result<Option<Cluster>> {
+        let mut settings = self.settings().await?;
+        let id = settings.remove(CLUSTER_ID);
+        let name = settings.remove(CLUSTER_NAME);
+        Ok(id.zip(name).map(|(id, name)| Cluster { id, name }))
+    }
+
+    /// Makes the catalog that of a cluster. May be repeated with the same name.
+    pub async fn create_cluster(&self, name: &str) -> Result<Cluster> {
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(Error::Invalid {
+                what: "the name of the cluster",
+                why: "it is empty, or holds a control character".to_owned(),
+            });
+        }
+        let mut write = self.write().await?;
+        let stored = setting::get(&mut write, CLUSTER_NAME).await?;
+        match stored {
+            Some(stored) if stored != name => return Err(Error::OtherCluster { name: stored }),
+            Some(_) => {}
+            None => {
+                let id = NodeId::random()?;
+                setting::set(&mut write, CLUSTER_ID, id.as_str()).await?;
+                setting::set(&mut write, CLUSTER_NAME, name).await?;
+            }
+        }
+        self.commit(write).await?;
+        self.cluster().await?.ok_or(Error::NoCluster)
+    }
+
+    /// Adds a node, or notes that it is there under this name, host and version.
+    /// [`Error::NodeExists`] if another node has the name.
+    pub async fn join_node(
+        &self,
+        id: &NodeId,
+        name: &str,
+        host: &str,
+        version: &str,
+    ) -> Result<()> {
+        let mut write = self.write().await?;
+        if setting::get(&mut write, CLUSTER_ID).await?.is_none() {
+            return Err(Error::NoCluster);
+        }
+        let now = timestamp::to_text(timestamp::now());
+        let joined = query(
+            "INSERT INTO node (id, name, host, version, joined_at, seen_at) \
+             VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (id) DO UPDATE SET \
+             name = excluded.name, host = excluded.host, version = excluded.version, \
+             seen_at = excluded.seen_at",
+        )
+        .bind(id.as_str())
+        .bind(name)
+        .bind(host)
+        .bind(version)
+        .bind(now)
+        .execute(&mut write)
+        .await;
+        match joined {
+            Ok(_) => self.commit(write).await,
+            Err(error)
+                if error
+                    .as_database_error()
+                    .is_some_and(|e| e.is_unique_violation()) =>
+            {
+                Err(Error::NodeExists {
+                    name: name.to_owned(),
+                })
+            }
+            Err(error) => Err(database("add a node")(error)),
+        }
+    }
+
+    /// Removes a node and its last known configuration. It is no error if it is not there.
+    pub async fn remove_node(&self, id: &NodeId) -> Result<()> {
+        let mut write = self.write().await?;
+        query("DELETE FROM node WHERE id = $1")
+            .bind(id.as_str())
+            .execute(&mut write)
+            .await
+            .map_err(database("remove a node"))?;
+        self.commit(write).await
+    }
+
+    /// The nodes, by name.
+    pub async fn nodes(&self) -> Result<Vec<Node>> {
+        let mut read = self.read().await?;
+        let rows =
+            query("SELECT id, name, host, version, joined_at, seen_at, configuration_at FROM node")
+                .fetch_all(&mut read)
+                .await
+                .map_err(database("list nodes"))?;
+        let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(nodes)
+    }
+
+    /// Keeps the configuration of a node as its last known one.
+    pub async fn keep_configuration(
+        &self,
+        id: &NodeId,
+        xml: &str,
+        taken_at: OffsetDateTime,
+    ) -> Result<()> {
+        let mut write = self.write().await?;
+        let touched = query(
+            "UPDATE node SET configuration = $2, configuration_at = $3, seen_at = $4 WHERE id = $1",
+        )
+        .bind(id.as_str())
+        .bind(xml)
+        .bind(timestamp::to_text(taken_at))
+        .bind(timestamp::to_text(timestamp::now()))
+        .execute(&mut write)
+        .await
+        .map_err(database("keep the configuration of a node"))?;
+        match touched.rows_affected() {
+            0 => Err(Error::NoNode {
+                node: id.to_string(),
+            }),
+            _ => self.commit(write).await,
+        }
+    }
+
+    /// The last configuration that a node gave, if it ever gave one.
+    pub async fn configuration(&self, id: &NodeId) -> Result<Option<String>> {
+        let mut read = self.read().await?;
+        let row = query("SELECT configuration FROM node WHERE id = $1")
+            .bind(id.as_str())
+            .fetch_optional(&mut read)
+            .await
+            .map_err(database("read the configuration of a node"))?;
+        match row {
+            None => Ok(None),
+            Some(row) => Fields::new("node", &row).optional_text("configuration"),
+        }
+    }
+}
+
+fn from_row(row: &Row) -> Result<Node> {
+    let fields = Fields::new("node", row);
+    Ok(Node {
+        id: fields.parse("id")?,
+        name: fields.text("name")?,
+        host: fields.text("host")?,
+        version: fields.text("version")?,
+        joined_at: fields.time("joined_at")?,
+        seen_at: fields.time("seen_at")?,
+        configuration_at: fields.optional_time("configuration_at")?,
+    })
+}

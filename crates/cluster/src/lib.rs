@@ -1,0 +1,24 @@
+//! The configuration of a cluster as one file: what every node is made of, and the shared database.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `name.rs` | names of nodes, and of the entries of an archive |
+//! | `manifest.rs` | what an archive says of itself |
+//! | `node/` | the configuration of one node as XML, and the collector of its hardware |
+//! | `archive/write.rs` | parts that arrive in any order become one zip file |
+//! | `archive/read.rs` | the way back, from a file that may come from anywhere |
+//!
+//! It knows nothing of repositories or catalogs: the copy of a database is a stream of bytes to it.
+
+pub mod archive;
+mod error;
+mod hash;
+pub mod manifest;
+mod name;
+pub mod node;
+
+pub use archive::{Archive, Parts};
+pub use error::{Error, Result};
+pub use manifest::Manifest;
+pub use name::{EntryPath, NodeName};
+pub use node::NodeDocument;

@@ -1,0 +1,249 @@
+//! The backup of a cluster's configuration, and the list of backups.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+use vmtwin_catalog::Cluster;
+use vmtwin_cluster::manifest::{self, Database, FORMAT, Manifest, Node, NodeState};
+use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName, Parts};
+
+use super::cli::ClusterBackupArgs;
+use super::node::{Identity, collect};
+use crate::db::Db;
+use crate::home::Home;
+use crate::ui::Ui;
+
+/// What a backup did.
+#[derive(Debug, Serialize)]
+pub(crate) struct BackupReport {
+    /// The file.
+    pub(crate) file: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) cluster: manifest::Cluster,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) database: Option<Database>,
+    /// Older backups that were removed.
+    pub(crate) removed: Vec<PathBuf>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A backup in a folder.
+#[derive(Debug, Serialize)]
+pub(crate) struct Listed {
+    pub(crate) file: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) cluster: manifest::Cluster,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) time: OffsetDateTime,
+    /// Nodes of the cluster.
+    pub(crate) nodes: usize,
+    /// Those that gave their configuration for this backup.
+    pub(crate) collected: usize,
+}
+
+/// Backs up this node, what is known of the others, and the database.
+pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<BackupReport> {
+    let db = Db::open(home)?;
+    let cluster = db
+        .run(async |catalog| catalog.cluster().await)?
+        .ok_or(vmtwin_catalog::Error::NoCluster)?;
+    let time = OffsetDateTime::now_utc();
+    let folder = match &args.output {
+        Some(folder) => folder.clone(),
+        None => home.cluster_dir()?,
+    };
+    let mut parts = Parts::new(&home.run_dir()?)?;
+    let (document, mut warnings) = collect(home, &db)?;
+    let nodes = add_nodes(&db, &mut parts, &document, ui)?;
+    let absent = nodes
+        .iter()
+        .filter(|node| node.state != NodeState::Collected);
+    warnings.extend(absent.map(|node| match node.as_of {
+        Some(as_of) => format!("{}: its last known configuration is of {as_of}", node.name),
+        None => format!("{}: no configuration is known", node.name),
+    }));
+    if args.require_all && nodes.iter().any(|node| node.state != NodeState::Collected) {
+        bail!(
+            "not every node's configuration is of now, and nothing was written: {}",
+            warnings.join("; ")
+        );
+    }
+    let database = add_database(&db, &mut parts)?;
+    let manifest = Manifest {
+        format: FORMAT.to_owned(),
+        version: manifest::VERSION,
+        cluster: manifest::Cluster {
+            id: cluster.id.clone(),
+            name: cluster.name.clone(),
+        },
+        time,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        coordinator: document.name,
+        nodes,
+        database: Some(database),
+        entries: Vec::new(),
+    };
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let file = folder.join(file_name(&cluster, time)?);
+    let manifest = parts.publish(manifest, &file)?;
+    // What was published is read back before older backups go.
+    Archive::open(&file)?.verify()?;
+    let removed = match args.keep {
+        Some(keep) => remove_old(&folder, &cluster, keep as usize)?,
+        None => Vec::new(),
+    };
+    Ok(BackupReport {
+        bytes: std::fs::metadata(&file)?.len(),
+        file,
+        cluster: manifest.cluster,
+        nodes: manifest.nodes,
+        database: manifest.database,
+        removed,
+        warnings,
+    })
+}
+
+/// `NAME-20261122T192241.123456Z.zip`, with what no file's name may hold left out.
+fn file_name(cluster: &Cluster, time: OffsetDateTime) -> Result<String> {
+    let format =
+        format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:6]Z");
+    let plain = |c: char| match c.is_ascii_alphanumeric() || c == '-' {
+        true => c,
+        false => '_',
+    };
+    let name: String = cluster.name.chars().map(plain).take(64).collect();
+    Ok(format!("{name}-{}.zip", time.format(&format)?))
+}
+
+/// Puts this node and the last known configuration of the others into the archive.
+fn add_nodes(db: &Db, parts: &mut Parts, own: &NodeDocument, ui: &Ui) -> Result<Vec<Node>> {
+    let mut nodes = Vec::new();
+    for row in db.run(async |catalog| catalog.nodes().await)? {
+        let name: NodeName = row.name.parse()?;
+        let is_own = row.id.to_string() == own.id;
+        let mut node = Node {
+            name: name.clone(),
+            id: row.id.to_string(),
+            state: NodeState::Collected,
+            as_of: Some(own.taken_at),
+            error: None,
+        };
+        let xml = match is_own {
+            true => Some(own.to_xml()?),
+            false => {
+                node.state = NodeState::LastKnown;
+                node.error = Some("not asked: it has no agent yet".to_owned());
+                last_known(db, &row.id, &mut node)?
+            }
+        };
+        match xml {
+            Some(xml) => parts.add(EntryPath::Node(name), &mut xml.as_bytes())?,
+            None => (node.state, node.as_of) = (NodeState::Missing, None),
+        }
+        ui.note(&format!("{}: {:?}", node.name, node.state).to_lowercase());
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+/// The last configuration that a node gave, if it can be read.
+fn last_known(db: &Db, id: &vmtwin_catalog::NodeId, node: &mut Node) -> Result<Option<String>> {
+    let Some(xml) = db.run(async |catalog| catalog.configuration(id).await)? else {
+        return Ok(None);
+    };
+    match NodeDocument::from_xml(&xml) {
+        Ok(document) => {
+            node.as_of = Some(document.taken_at);
+            Ok(Some(xml))
+        }
+        Err(error) => {
+            node.error = Some(error.to_string());
+            Ok(None)
+        }
+    }
+}
+
+fn add_database(db: &Db, parts: &mut Parts) -> Result<Database> {
+    let mut part = parts.begin(EntryPath::Database)?;
+    let summary = db.dump(&mut part);
+    if let Some(error) = part.too_large() {
+        return Err(error.into());
+    }
+    let summary = summary.context("cannot copy the database")?;
+    parts.finish(part)?;
+    Ok(Database {
+        schema: summary.schema,
+        rows: summary.rows(),
+    })
+}
+
+/// The backups in a folder, the newest first; other files are passed over.
+pub(crate) fn list(folder: &Path) -> Result<Vec<Listed>> {
+    let entries = std::fs::read_dir(folder)
+        .with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    let mut listed = Vec::new();
+    for entry in entries {
+        let file = entry?.path();
+        if file.extension().is_none_or(|extension| extension != "zip") {
+            continue;
+        }
+        let Ok(archive) = Archive::open(&file) else {
+            tracing::warn!(file = %file.display(), "this is no backup of a cluster, or a damaged one");
+            continue;
+        };
+        let manifest = archive.manifest();
+        listed.push(Listed {
+            bytes: std::fs::metadata(&file)?.len(),
+            file,
+            cluster: manifest.cluster.clone(),
+            time: manifest.time,
+            nodes: manifest.nodes.len(),
+            collected: manifest.nodes.len() - manifest.absent().count(),
+        });
+    }
+    listed.sort_by(|one, other| (other.time, &other.file).cmp(&(one.time, &one.file)));
+    Ok(listed)
+}
+
+/// Removes all but the newest backups of this cluster.
+fn remove_old(folder: &Path, cluster: &Cluster, keep: usize) -> Result<Vec<PathBuf>> {
+    let ours = list(folder)?;
+    let ours = ours.into_iter().filter(|one| one.cluster.id == cluster.id);
+    let mut removed = Vec::new();
+    for old in ours.skip(keep) {
+        std::fs::remove_file(&old.file)
+            .with_context(|| format!("cannot remove {}", old.file.display()))?;
+        removed.push(old.file);
+    }
+    Ok(removed)
+}
+
+/// Whose backup a file is; refused if it is not of the cluster that the catalog belongs to.
+pub(super) fn refuse_other_cluster(db: &Db, archive: &Archive) -> Result<()> {
+    let ours = db.run(async |catalog| catalog.cluster().await)?;
+    let theirs = &archive.manifest().cluster;
+    match ours {
+        Some(ours) if ours.id != theirs.id => bail!(
+            "the backup is of the cluster {} ({}), and {} belongs to {} ({}): nothing was changed",
+            theirs.name,
+            theirs.id,
+            db.place(),
+            ours.name,
+            ours.id
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The node of this host in an archive.
+pub(super) fn own_node(home: &Home, archive: &Archive) -> Result<Option<Node>> {
+    let Some(own) = Identity::of(home)? else {
+        return Ok(None);
+    };
+    let mut nodes = archive.manifest().nodes.iter();
+    Ok(nodes.find(|node| node.id == own.id.to_string()).cloned())
+}

@@ -1,0 +1,20 @@
+//! Backup and restore of a cluster's configuration: recipes over the catalog, which the nodes share,
+//! and the archive.
+//!
+//! ```text
+//!   this node ─► XML ─────────────┐
+//!   database ─► last known XML ───┼─► parts ─► manifest ─► one zip, published as a whole
+//!   database ─► complete copy ────┘
+//! ```
+
+mod backup;
+pub(crate) mod cli;
+mod libvirt;
+mod node;
+mod restore;
+mod validate;
+
+pub(crate) use backup::{BackupReport, Listed, backup, list};
+pub(crate) use node::{collect, create, join};
+pub(crate) use restore::{RestoreReport, restore_database};
+pub(crate) use validate::{ValidateReport, read_node, validate};

@@ -1,0 +1,157 @@
+//! This host as a node: its name and id, and what its configuration is.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use vmtwin_catalog::{Cluster, NodeId};
+use vmtwin_cluster::node::{Objects, Setting, VERSION, collect_hardware};
+use vmtwin_cluster::{NodeDocument, NodeName};
+
+use super::libvirt;
+use crate::db::Db;
+use crate::home::{Home, write_private};
+
+/// `node.json` in the home folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    /// The id, which stays when host and name change.
+    pub(crate) id: NodeId,
+    /// The name in the cluster.
+    pub(crate) name: NodeName,
+}
+
+impl Identity {
+    /// The identity of this host, if it is a node.
+    pub(crate) fn of(home: &Home) -> Result<Option<Identity>> {
+        let path = home.dir().join("node.json");
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is not valid", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// The same, or what to do where it is none.
+    pub(crate) fn required(home: &Home) -> Result<Identity> {
+        Self::of(home)?.context(
+            "this host is no node of a cluster; run: vmtwin cluster create NAME, or vmtwin \
+             cluster join --database URL",
+        )
+    }
+
+    /// The identity of this host, made where it has none; `name` gives it another name.
+    fn kept(home: &Home, name: Option<&NodeName>) -> Result<Identity> {
+        let before = Self::of(home)?;
+        let name = match (name, &before) {
+            (Some(name), _) => name.clone(),
+            (None, Some(before)) => before.name.clone(),
+            (None, None) => host_name()?
+                .parse()
+                .context("the host's name cannot name a node; give one with --node")?,
+        };
+        let id = before.map_or_else(NodeId::random, |before| Ok(before.id))?;
+        Ok(Identity { id, name })
+    }
+
+    fn keep(&self, home: &Home) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        write_private(&home.dir().join("node.json"), &text)
+    }
+}
+
+fn host_name() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .context("cannot read the host's name")?;
+    Ok(name.trim().to_owned())
+}
+
+/// Makes the catalog that of a cluster, and this host its first node. May be repeated.
+pub(crate) fn create(home: &Home, name: &str, node: Option<&NodeName>) -> Result<Cluster> {
+    let db = Db::open(home)?;
+    let cluster = db.run(async |catalog| catalog.create_cluster(name).await)?;
+    register(home, &db, node)?;
+    Ok(cluster)
+}
+
+/// Makes this host a node of the cluster whose catalog is in this database. May be repeated.
+pub(crate) fn join(
+    home: &Home,
+    url: &str,
+    node: Option<&NodeName>,
+    force: bool,
+) -> Result<Cluster> {
+    let db = Db::open_database(home, url)?;
+    let cluster = db
+        .run(async |catalog| catalog.cluster().await)?
+        .with_context(|| {
+            format!(
+                "{} belongs to no cluster; run on one host: vmtwin cluster create NAME --database URL",
+                db.place()
+            )
+        })?;
+    let in_use = home.catalog().exists() && Identity::of(home)?.is_none();
+    if in_use && !force {
+        let own = Db::open_file(home)?;
+        let left = own.run(async |catalog| catalog.vms().await)?.len();
+        if left > 0 {
+            bail!(
+                "the catalog of this host holds {left} guests, which would be left behind in {}; \
+                 give --force to join without them, and add them again afterwards",
+                own.place()
+            );
+        }
+    }
+    register(home, &db, node)?;
+    home.keep_database(Some(url))?;
+    Ok(cluster)
+}
+
+fn register(home: &Home, db: &Db, node: Option<&NodeName>) -> Result<()> {
+    let identity = Identity::kept(home, node)?;
+    let (id, name) = (&identity.id, identity.name.as_str());
+    let host = host_name()?;
+    let version = env!("CARGO_PKG_VERSION");
+    db.run(async |catalog| catalog.join_node(id, name, &host, version).await)?;
+    identity.keep(home)
+}
+
+/// Takes the configuration of this node, and keeps it as its last known one. Also what could not
+/// be taken.
+pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>)> {
+    let identity = Identity::required(home)?;
+    // Registered again: version or host may have changed.
+    register(home, db, None)?;
+    let settings = match home.location() {
+        Ok(location) => vec![Setting {
+            name: "repository".to_owned(),
+            value: location.to_string(),
+        }],
+        Err(_) => Vec::new(),
+    };
+    let defined = libvirt::collect();
+    let document = NodeDocument {
+        version: VERSION,
+        name: identity.name,
+        id: identity.id.to_string(),
+        taken_at: OffsetDateTime::now_utc(),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        hardware: collect_hardware(Path::new("/")),
+        logical: Objects {
+            objects: defined.logical,
+            settings: Vec::new(),
+        },
+        r#virtual: Objects {
+            objects: defined.guests,
+            settings,
+        },
+    };
+    let xml = document.to_xml()?;
+    let at = document.taken_at;
+    db.run(async |catalog| catalog.keep_configuration(&identity.id, &xml, at).await)?;
+    Ok((document, defined.warnings))
+}

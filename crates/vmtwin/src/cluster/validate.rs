@@ -1,0 +1,138 @@
+//! A backup against the live cluster: is it whole, is it of this cluster, and what of this node and
+//! of the nodes' table is not as it was. Nothing is changed.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmtwin_cluster::node::{Hardware, collect_hardware};
+use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
+
+use super::backup::{own_node, refuse_other_cluster};
+use crate::db::Db;
+use crate::home::Home;
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ValidateReport {
+    /// Entries that were read to their end.
+    pub(crate) entries: usize,
+    /// Nodes of the backup that are not in the cluster any more.
+    pub(crate) nodes_gone: Vec<String>,
+    /// Nodes of the cluster that the backup does not know.
+    pub(crate) nodes_new: Vec<String>,
+    /// Hardware of this node that the backup has and the host has not: it cannot be restored.
+    pub(crate) hardware_missing: Vec<String>,
+    /// Hardware of this node that the backup has not.
+    pub(crate) hardware_new: Vec<String>,
+    /// Hardware of this node that is there and is another.
+    pub(crate) hardware_changed: Vec<String>,
+}
+
+impl ValidateReport {
+    /// Whether all is as it was.
+    pub(crate) fn is_same(&self) -> bool {
+        let lists = [
+            &self.nodes_gone,
+            &self.nodes_new,
+            &self.hardware_missing,
+            &self.hardware_new,
+            &self.hardware_changed,
+        ];
+        lists.iter().all(|list| list.is_empty())
+    }
+}
+
+/// Reads all of a backup and compares it.
+pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
+    let mut archive = Archive::open(file)?;
+    archive.verify()?;
+    let mut report = ValidateReport {
+        entries: archive.manifest().entries.len(),
+        ..ValidateReport::default()
+    };
+    for node in archive.manifest().nodes.clone() {
+        if archive
+            .manifest()
+            .entry(&EntryPath::Node(node.name.clone()))
+            .is_some()
+        {
+            read_node(&mut archive, &node.name)?;
+        }
+    }
+    let db = Db::open(home)?;
+    refuse_other_cluster(&db, &archive)?;
+    let live = db.run(async |catalog| catalog.nodes().await)?;
+    let backed_up = &archive.manifest().nodes;
+    let gone = |id: &str| !live.iter().any(|node| node.id.as_str() == id);
+    let new = |id: &str| !backed_up.iter().any(|node| node.id == id);
+    report.nodes_gone = backed_up
+        .iter()
+        .filter(|node| gone(&node.id))
+        .map(|node| node.name.to_string())
+        .collect();
+    report.nodes_new = live
+        .iter()
+        .filter(|node| new(node.id.as_str()))
+        .map(|node| node.name.clone())
+        .collect();
+    if let Some(own) = own_node(home, &archive)?
+        && archive
+            .manifest()
+            .entry(&EntryPath::Node(own.name.clone()))
+            .is_some()
+    {
+        let then = read_node(&mut archive, &own.name)?.hardware;
+        compare(&then, &collect_hardware(Path::new("/")), &mut report)?;
+    }
+    Ok(report)
+}
+
+/// The configuration of a node in a backup.
+pub(crate) fn read_node(archive: &mut Archive, name: &NodeName) -> Result<NodeDocument> {
+    let mut xml = String::new();
+    archive
+        .reader(&EntryPath::Node(name.clone()))?
+        .read_to_string(&mut xml)
+        .with_context(|| format!("cannot read the configuration of {name}"))?;
+    Ok(NodeDocument::from_xml(&xml)?)
+}
+
+fn compare(then: &Hardware, now: &Hardware, report: &mut ValidateReport) -> Result<()> {
+    let (then, now) = (things(then)?, things(now)?);
+    for (name, value) in &then {
+        match now.get(name) {
+            None => report.hardware_missing.push(name.clone()),
+            Some(other) if other != value => report.hardware_changed.push(name.clone()),
+            Some(_) => {}
+        }
+    }
+    let new = now.keys().filter(|name| !then.contains_key(*name));
+    report.hardware_new = new.cloned().collect();
+    Ok(())
+}
+
+/// Each thing by a name of its own, with what is to be compared of it.
+fn things(hardware: &Hardware) -> Result<BTreeMap<String, serde_json::Value>> {
+    let mut things = BTreeMap::new();
+    let processor = serde_json::to_value(&hardware.processor)?;
+    things.insert("processor".to_owned(), processor);
+    things.insert("memory".to_owned(), hardware.memory.bytes.into());
+    for pci in &hardware.pci {
+        things.insert(format!("pci {}", pci.address), serde_json::to_value(pci)?);
+    }
+    for mdev in &hardware.mdevs {
+        things.insert(format!("mdev {}", mdev.uuid), serde_json::to_value(mdev)?);
+    }
+    for interface in &hardware.interfaces {
+        let mut value = serde_json::to_value(interface)?;
+        // Whether a cable is in is no matter of configuration.
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("@state");
+        }
+        things.insert(format!("interface {}", interface.name), value);
+    }
+    Ok(things)
+}

@@ -1,0 +1,387 @@
+//! `vmtwin cluster`: what its commands say.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use vmtwin_cluster::manifest::{Manifest, NodeState};
+use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Objects};
+use vmtwin_cluster::{Archive, EntryPath, NodeName};
+
+use super::catalog::move_to;
+use crate::EXIT_WARNINGS;
+use crate::cluster::cli::{ClusterCommand, DeviceType};
+use crate::cluster::{self, BackupReport, Listed, RestoreReport, ValidateReport};
+use crate::db::Db;
+use crate::home::Home;
+use crate::ui::Ui;
+
+pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32> {
+    match command {
+        ClusterCommand::Create { name, node } => create(home, ui, name, node.as_ref()).map(|()| 0),
+        ClusterCommand::Join { node, force } => {
+            let url = home.database()?;
+            let url = url.context("whose cluster? Give its database: --database URL")?;
+            let cluster = cluster::join(home, &url, node.as_ref(), *force)?;
+            ui.result(&cluster, || {
+                format!("this host is a node of the cluster {}", cluster.name)
+            })?;
+            Ok(0)
+        }
+        ClusterCommand::Nodes => nodes(home, ui).map(|()| 0),
+        ClusterCommand::Collect => collect(home, ui),
+        ClusterCommand::Backup(args) => {
+            let report = cluster::backup(home, ui, args)?;
+            ui.result(&report, || backup_text(&report))?;
+            Ok(match report.warnings.is_empty() {
+                true => 0,
+                false => EXIT_WARNINGS,
+            })
+        }
+        ClusterCommand::List { dir } => {
+            let dir = match dir {
+                Some(dir) => dir.clone(),
+                None => home.cluster_dir()?,
+            };
+            let listed = cluster::list(&dir)?;
+            ui.result(&listed, || list_text(&listed)).map(|()| 0)
+        }
+        ClusterCommand::View {
+            file,
+            node,
+            kind,
+            detail,
+        } => view(ui, file, node.as_ref(), *kind, *detail).map(|()| 0),
+        ClusterCommand::Validate { file } => {
+            let report = cluster::validate(home, file)?;
+            ui.result(&report, || validate_text(&report))?;
+            Ok(match report.is_same() {
+                true => 0,
+                false => EXIT_WARNINGS,
+            })
+        }
+        ClusterCommand::Restore { file, force, .. } => {
+            let report = cluster::restore_database(home, file, *force)?;
+            ui.result(&report, || restore_text(&report)).map(|()| 0)
+        }
+    }
+}
+
+fn create(home: &Home, ui: &Ui, name: &str, node: Option<&NodeName>) -> Result<()> {
+    // --database says where the catalog is to be; where it is now is in the settings.
+    if let Some(url) = home.database()?
+        && home.kept_database()?.is_none()
+        && home.catalog().exists()
+    {
+        move_to(&home.without_database(), &url, false)
+            .context("cannot move the catalog of this host to the database")?;
+    }
+    if let Some(url) = home.database()? {
+        Db::open_database(home, &url)?;
+        home.keep_database(Some(&url))?;
+    }
+    let cluster = cluster::create(home, name, node)?;
+    ui.result(&cluster, || {
+        format!(
+            "cluster {} ({})\nnext, on every other host: vmtwin cluster join --database URL",
+            cluster.name, cluster.id
+        )
+    })
+}
+
+fn nodes(home: &Home, ui: &Ui) -> Result<()> {
+    let db = Db::open(home)?;
+    if db.run(async |catalog| catalog.cluster().await)?.is_none() {
+        return Err(vmtwin_catalog::Error::NoCluster.into());
+    }
+    let nodes = db.run(async |catalog| catalog.nodes().await)?;
+    ui.result(&nodes, || {
+        let mut lines = vec![format!(
+            "{:20} {:20} {:8} {:20} CONFIGURATION (UTC)",
+            "NODE", "HOST", "VERSION", "LAST SEEN (UTC)"
+        )];
+        lines.extend(nodes.iter().map(|node| {
+            format!(
+                "{:20} {:20} {:8} {:20} {}",
+                node.name,
+                node.host,
+                node.version,
+                at(node.seen_at),
+                node.configuration_at.map_or("never".to_owned(), at)
+            )
+        }));
+        lines.join("\n")
+    })
+}
+
+fn collect(home: &Home, ui: &Ui) -> Result<i32> {
+    let db = Db::open(home)?;
+    let (document, warnings) = cluster::collect(home, &db)?;
+    let report = json!({
+        "node": document.name, "taken_at": at(document.taken_at), "warnings": warnings,
+    });
+    ui.result(&report, || {
+        let mut lines = vec![format!(
+            "{}: kept as its last known configuration",
+            document.name
+        )];
+        lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.join("\n")
+    })?;
+    Ok(match warnings.is_empty() {
+        true => 0,
+        false => EXIT_WARNINGS,
+    })
+}
+
+/// A time as lists show it.
+fn at(time: OffsetDateTime) -> String {
+    let (date, clock) = (time.date(), time.time());
+    let (hour, minute, second) = clock.as_hms();
+    format!("{date} {hour:02}:{minute:02}:{second:02}")
+}
+
+fn backup_text(report: &BackupReport) -> String {
+    let collected = report.nodes.iter();
+    let collected = collected.filter(|node| node.state == NodeState::Collected);
+    let mut lines = vec![format!(
+        "{}: {} of {} nodes, {} rows of the database, {} bytes",
+        report.file.display(),
+        collected.count(),
+        report.nodes.len(),
+        report.database.as_ref().map_or(0, |database| database.rows),
+        report.bytes
+    )];
+    let removed = report.removed.iter();
+    lines.extend(removed.map(|file| format!("removed: {}", file.display())));
+    let warnings = report.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
+    lines.join("\n")
+}
+
+fn list_text(listed: &[Listed]) -> String {
+    let mut lines = vec![format!(
+        "{:20} {:16} {:>9} {:>10} FILE",
+        "TIME (UTC)", "CLUSTER", "NODES", "BYTES"
+    )];
+    lines.extend(listed.iter().map(|one| {
+        format!(
+            "{:20} {:16} {:>9} {:>10} {}",
+            at(one.time),
+            one.cluster.name,
+            format!("{}/{}", one.collected, one.nodes),
+            one.bytes,
+            one.file.display()
+        )
+    }));
+    lines.join("\n")
+}
+
+fn validate_text(report: &ValidateReport) -> String {
+    let mut lines = vec![format!(
+        "whole: {} entries were read and checked",
+        report.entries
+    )];
+    for (what, list) in [
+        ("node is not in the cluster any more", &report.nodes_gone),
+        ("node is not in the backup", &report.nodes_new),
+        ("this host has it no more", &report.hardware_missing),
+        ("this host has it now", &report.hardware_new),
+        ("this host has another", &report.hardware_changed),
+    ] {
+        lines.extend(list.iter().map(|name| format!("{name}: {what}")));
+    }
+    if report.is_same() {
+        lines.push("nodes, and this host's hardware, are as they were".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn restore_text(report: &RestoreReport) -> String {
+    let mut lines = vec![format!(
+        "{}: restored, {} rows{}",
+        report.database,
+        report.content.rows(),
+        match report.unchanged {
+            true => ", nothing had changed",
+            false => "",
+        }
+    )];
+    if let Some(copy) = &report.copy {
+        lines.push(format!("before: {copy}"));
+    }
+    lines.join("\n")
+}
+
+fn view(
+    ui: &Ui,
+    file: &Path,
+    node: Option<&NodeName>,
+    kind: Option<DeviceType>,
+    detail: bool,
+) -> Result<()> {
+    let mut archive = Archive::open(file)?;
+    let manifest = archive.manifest().clone();
+    if let Some(name) = node
+        && !manifest.nodes.iter().any(|one| one.name == *name)
+    {
+        bail!("{} holds no node {name}", file.display());
+    }
+    let mut documents = Vec::new();
+    for one in &manifest.nodes {
+        let wanted = node.is_none_or(|name| one.name == *name);
+        if wanted && manifest.entry(&EntryPath::Node(one.name.clone())).is_some() {
+            documents.push(cluster::read_node(&mut archive, &one.name)?);
+        }
+    }
+    let shown: Vec<Value> = documents
+        .iter()
+        .map(|document| document_json(document, kind))
+        .collect::<Result<_>>()?;
+    let result = json!({"manifest": manifest, "nodes": shown});
+    ui.result(&result, || {
+        let mut lines = manifest_lines(&manifest);
+        for document in &documents {
+            lines.push(String::new());
+            lines.extend(document_lines(document, kind, detail));
+        }
+        lines.join("\n")
+    })
+}
+
+fn document_json(document: &NodeDocument, kind: Option<DeviceType>) -> Result<Value> {
+    let mut value = serde_json::to_value(document)?;
+    if let (Some(fields), Some(kind)) = (value.as_object_mut(), kind) {
+        for (name, other) in [
+            ("hardware", DeviceType::Hardware),
+            ("logical", DeviceType::Logical),
+            ("virtual", DeviceType::Virtual),
+        ] {
+            if other != kind {
+                fields.remove(name);
+            }
+        }
+    }
+    Ok(value)
+}
+
+fn manifest_lines(manifest: &Manifest) -> Vec<String> {
+    let mut lines = vec![format!(
+        "cluster {} ({}), {} UTC, by {}",
+        manifest.cluster.name,
+        manifest.cluster.id,
+        at(manifest.time),
+        manifest.coordinator
+    )];
+    if let Some(database) = &manifest.database {
+        lines.push(format!(
+            "  database: schema {}, {} rows",
+            database.schema, database.rows
+        ));
+    }
+    lines.extend(manifest.nodes.iter().map(|node| {
+        let state = match node.state {
+            NodeState::Collected => "collected".to_owned(),
+            NodeState::LastKnown => format!("last known, of {}", node.as_of.map_or("?".into(), at)),
+            NodeState::Missing => "MISSING".to_owned(),
+        };
+        format!("  node {}: {state}", node.name)
+    }));
+    lines
+}
+
+fn document_lines(document: &NodeDocument, kind: Option<DeviceType>, detail: bool) -> Vec<String> {
+    let mut lines = vec![format!(
+        "node {}, {} UTC",
+        document.name,
+        at(document.taken_at)
+    )];
+    let wanted = |one| kind.is_none_or(|kind| kind == one);
+    if wanted(DeviceType::Hardware) {
+        lines.extend(hardware_lines(document, detail));
+    }
+    if wanted(DeviceType::Logical) {
+        lines.extend(object_lines("logical", &document.logical, detail));
+    }
+    if wanted(DeviceType::Virtual) {
+        lines.extend(object_lines("virtual", &document.r#virtual, detail));
+    }
+    lines
+}
+
+fn hardware_lines(document: &NodeDocument, detail: bool) -> Vec<String> {
+    let hardware = &document.hardware;
+    let processor = &hardware.processor;
+    let mut lines = vec![
+        format!(
+            "  host       {}, {} on {}",
+            hardware.host.name,
+            hardware.host.system.as_deref().unwrap_or("?"),
+            hardware.host.architecture
+        ),
+        format!(
+            "  processor  {} threads, {} cores, {} sockets; {}",
+            processor.threads,
+            processor.cores,
+            processor.sockets,
+            processor.model.as_deref().unwrap_or("?")
+        ),
+        format!("  memory     {} MiB", hardware.memory.bytes >> 20),
+    ];
+    for pci in &hardware.pci {
+        let driver = pci.driver.as_deref().unwrap_or("-");
+        let mut line = format!("  pci        {} {} {driver}", pci.address, pci.id);
+        if detail {
+            let group = pci.iommu_group.as_deref().unwrap_or("-");
+            let functions = pci.sriov.unwrap_or(0);
+            line += &format!(
+                " class {} IOMMU group {group} virtual {functions}",
+                pci.class
+            );
+        }
+        lines.push(line);
+    }
+    for mdev in &hardware.mdevs {
+        lines.push(format!(
+            "  mdev       {} {} of {}",
+            mdev.uuid, mdev.kind, mdev.parent
+        ));
+    }
+    for interface in &hardware.interfaces {
+        if interface.kind == InterfaceKind::Loopback && !detail {
+            continue;
+        }
+        let mut line =
+            format!("  interface  {} {:?}", interface.name, interface.kind).to_lowercase();
+        if let Some(master) = &interface.master {
+            line += &format!(" in {master}");
+        }
+        if let Some(vlan) = &interface.vlan {
+            line += &format!(" {} on {}", vlan.id, vlan.parent);
+        }
+        if detail {
+            let address = interface.address.as_deref().unwrap_or("-");
+            line += &format!(" {address} mtu {}", interface.mtu.unwrap_or(0));
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+fn object_lines(what: &str, objects: &Objects, detail: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for object in &objects.objects {
+        lines.push(format!("  {what}    {} {}", object.kind, object.name));
+        if detail {
+            lines.push(object.definition.clone());
+        }
+    }
+    for setting in &objects.settings {
+        lines.push(format!(
+            "  {what}    setting {} = {}",
+            setting.name, setting.value
+        ));
+    }
+    lines
+}

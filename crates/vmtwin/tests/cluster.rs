@@ -1,0 +1,237 @@
+//! Three nodes that share a PostgreSQL server: the cluster is made, backed up, looked at, lost and
+//! brought back.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test may fail by panicking"
+)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::{PASSWORD, Vmtwin, code, document, text, told};
+use serde_json::Value;
+use vmtwin_testkit::{Postgres, run};
+
+/// Runs it to its end: done, or done with warnings (libvirt may run on this host).
+fn done(vmtwin: &Vmtwin, args: &[&str]) -> Value {
+    let output = vmtwin.run(&[args, &["--json"]].concat());
+    assert!(
+        matches!(code(&output), 0 | 3),
+        "{args:?}: {}",
+        told(&output)
+    );
+    document(&output)
+}
+
+fn warned(output: &Output, word: &str) -> Value {
+    assert_eq!(code(output), 3, "{}", told(output));
+    let report = document(output);
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains(word), "{warnings}");
+    report
+}
+
+/// node1 made the cluster, node2 and node3 joined.
+fn three_nodes(url: &str) -> [Vmtwin; 3] {
+    let nodes = [Vmtwin::new(), Vmtwin::new(), Vmtwin::new()];
+    nodes[0].ok(&["init"]);
+    nodes[0].ok(&[
+        "cluster",
+        "create",
+        "lab",
+        "--database",
+        url,
+        "--node",
+        "node1",
+    ]);
+    for (node, name) in nodes[1..].iter().zip(["node2", "node3"]) {
+        node.ok(&["cluster", "join", "--database", url, "--node", name]);
+    }
+    nodes
+}
+
+fn unzipped(vmtwin: &Vmtwin, file: &Path) -> PathBuf {
+    let out = vmtwin.path("unzipped");
+    run(Command::new("unzip").arg("-tqq").arg(file));
+    run(Command::new("unzip")
+        .args(["-qq", "-o", "-d"])
+        .arg(&out)
+        .arg(file));
+    out
+}
+
+#[test]
+fn a_cluster_is_backed_up_lost_and_brought_back() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let [one, two, three] = three_nodes(&url);
+    // Again is no error, and every node sees the same.
+    one.ok(&["cluster", "create", "lab", "--node", "node1"]);
+    two.ok(&["cluster", "join"]);
+    let nodes = three.json(&["cluster", "nodes"]);
+    let names: Vec<_> = nodes
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| &node["name"])
+        .collect();
+    assert_eq!(names, ["node1", "node2", "node3"]);
+    done(&two, &["cluster", "collect"]);
+
+    let refused = one.fails(&["cluster", "backup", "--require-all"], &["node3"]);
+    assert!(refused.contains("nothing was written"), "{refused}");
+    assert_eq!(one.json(&["cluster", "list"]).as_array().unwrap().len(), 0);
+    let report = warned(&one.run(&["cluster", "backup", "--json"]), "node3");
+    let states: Vec<_> = (report["nodes"].as_array().unwrap().iter())
+        .map(|node| node["state"].as_str().unwrap())
+        .collect();
+    assert_eq!(states, ["collected", "last-known", "missing"]);
+    let file = PathBuf::from(report["file"].as_str().unwrap());
+    let file = text(&file);
+
+    let out = unzipped(&one, Path::new(file));
+    let schema = one.path("node.xsd");
+    std::fs::write(&schema, vmtwin_cluster::node::SCHEMA).unwrap();
+    for node in ["node1", "node2"] {
+        run(Command::new("xmllint")
+            .args(["--noout", "--nonet", "--schema"])
+            .arg(&schema)
+            .arg(out.join(format!("nodes/{node}.xml"))));
+    }
+    assert!(!out.join("nodes/node3.xml").exists());
+    for entry in common::files(&out) {
+        let content = std::fs::read(entry).unwrap();
+        assert!(!String::from_utf8_lossy(&content).contains(PASSWORD));
+    }
+
+    let view = one.json(&[
+        "cluster", "view", file, "--node", "node2", "--type", "hardware",
+    ]);
+    assert_eq!(view["nodes"].as_array().unwrap().len(), 1);
+    assert!(view["nodes"][0]["virtual"].is_null());
+    let shown = one.ok(&["cluster", "view", file, "--detail"]);
+    assert!(
+        told(&shown).contains("node node3: MISSING"),
+        "{}",
+        told(&shown)
+    );
+    let valid = one.json(&["cluster", "validate", file]);
+    assert_eq!(valid["entries"], 3);
+
+    // The database is lost, and another one takes its place.
+    let content = one.json(&["catalog", "show"])["tables"].clone();
+    let other = server.database();
+    let arguments = [
+        "--database",
+        &other,
+        "cluster",
+        "restore",
+        file,
+        "--only-database",
+    ];
+    let restored = one.json(&arguments);
+    assert_eq!(restored["unchanged"], false);
+    let after = one.json(&["--database", &other, "cluster", "nodes"]);
+    assert_eq!(after, nodes_of_backup(&nodes, &after));
+    one.fails(&arguments, &["--force"]);
+    let again = one.json(&[&arguments[..], &["--force"]].concat());
+    assert_eq!(again["unchanged"], true);
+    assert_eq!(one.json(&["catalog", "show"])["tables"], content);
+}
+
+/// The nodes as they were listed, but for when they were seen last.
+fn nodes_of_backup(before: &Value, after: &Value) -> Value {
+    let mut before = before.clone();
+    let pairs = before
+        .as_array_mut()
+        .unwrap()
+        .iter_mut()
+        .zip(after.as_array().unwrap());
+    for (old, new) in pairs {
+        for field in ["seen_at", "configuration_at"] {
+            old[field] = new[field].clone();
+        }
+    }
+    before
+}
+
+#[test]
+fn a_wrong_cluster_and_a_damaged_file_change_nothing() {
+    let server = Postgres::shared();
+    let (url, other) = (server.database(), server.database());
+    let node = Vmtwin::new();
+    node.ok(&[
+        "cluster",
+        "create",
+        "lab",
+        "--database",
+        &url,
+        "--node",
+        "a",
+    ]);
+    let report = done(&node, &["cluster", "backup"]);
+    let file = report["file"].as_str().unwrap();
+    let stranger = Vmtwin::new();
+    stranger.ok(&[
+        "cluster",
+        "create",
+        "lab",
+        "--database",
+        &other,
+        "--node",
+        "a",
+    ]);
+    let before = stranger.json(&["catalog", "show"]);
+    let restore = |file: &str| {
+        stranger.fails(
+            &["cluster", "restore", file, "--only-database", "--force"],
+            &[],
+        )
+    };
+    assert!(restore(file).contains("nothing was changed"));
+    stranger.fails(&["cluster", "validate", file], &["is of the cluster lab"]);
+
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    let damaged = node.path("damaged.zip");
+    std::fs::write(&damaged, bytes).unwrap();
+    for told in [restore(text(&damaged)), restore("/etc/passwd")] {
+        assert!(told.contains("nothing of it was used"), "{told}");
+    }
+    assert_eq!(stranger.json(&["catalog", "show"]), before);
+    // The other way around: a name is taken, a cluster has its name.
+    stranger.fails(&["cluster", "join", "--database", &url], &["another node"]);
+    node.fails(&["cluster", "create", "other"], &["\"lab\""]);
+}
+
+#[test]
+fn a_host_alone_is_a_cluster_and_keeps_as_many_backups_as_it_is_told() {
+    let node = Vmtwin::new();
+    node.fails(&["cluster", "backup"], &["cluster create"]);
+    node.ok(&["cluster", "create", "home", "--node", "alone"]);
+    let folder = node.path("backups");
+    let output = [
+        "cluster",
+        "backup",
+        "--keep",
+        "2",
+        "--output",
+        text(&folder),
+    ];
+    let files: Vec<String> = (0..4)
+        .map(|_| done(&node, &output)["file"].as_str().unwrap().to_owned())
+        .collect();
+    std::fs::write(folder.join("other.zip"), "not ours").unwrap();
+    let listed = node.json(&["cluster", "list", text(&folder)]);
+    let listed: Vec<_> = (listed.as_array().unwrap().iter())
+        .map(|one| one["file"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(listed, [files[3].clone(), files[2].clone()]);
+    assert!(folder.join("other.zip").exists());
+}
