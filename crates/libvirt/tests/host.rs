@@ -8,10 +8,15 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vmtwin_libvirt::{Connection, DomainState, Error, ErrorCode, Kind, UndefineFlags};
+use vmtwin_libvirt::{Connection, DomainState, Error, ErrorCode, Kind, RestoreAs, UndefineFlags};
 use vmtwin_testkit::{LibvirtGuest, LibvirtHost, Mode};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of `virDomainEventType`.
+const DEFINED: i32 = 0;
+const STARTED: i32 = 2;
+const RESUMED: i32 = 4;
+const STOPPED: i32 = 5;
 const UUID: &str = "5b0d7a44-4d7c-4d0f-9a0a-0d5a4c1e7a01";
 
 /// Nothing, and a reason on stderr, where libvirt hosts are not possible.
@@ -164,6 +169,38 @@ fn a_guest_is_reached_by_its_monitor() {
     domain.destroy().unwrap();
     domain.undefine(UndefineFlags::default()).unwrap();
     assert!(connection.domain("ticker").unwrap_err().is_missing());
+}
+
+/// A guest that was saved is restored; what becomes of it is told; what it has is read.
+#[test]
+fn a_saved_guest_is_restored_and_its_life_followed() {
+    let Some(host) = host("restore") else { return };
+    let connection = Connection::open(&host.uri()).unwrap();
+    let life = connection.follow_domains().unwrap();
+    let guest = LibvirtGuest::start(&host, "saved", Mode::Count, 1);
+    let domain = connection.domain("saved").unwrap();
+    assert!(domain.is_persistent().unwrap());
+    assert!(domain.snapshots().unwrap().is_empty());
+    host.virsh(&["checkpoint-create-as", "saved", "--name", "first"]);
+    assert!(domain.checkpoints().unwrap()[0].contains("<name>first</name>"));
+    host.virsh(&["checkpoint-delete", "saved", "first"]);
+
+    let image = host.file("saved.image").to_string_lossy().into_owned();
+    host.virsh(&["save", "saved", &image]);
+    assert_eq!(domain.state().unwrap(), DomainState::ShutOff);
+    connection.restore(&image, None, RestoreAs::Paused).unwrap();
+    assert_eq!(domain.state().unwrap(), DomainState::Paused);
+    domain.resume().unwrap();
+    guest.wait_for_more("count n=", PATIENCE);
+    let mut events = Vec::new();
+    // Its first start tells of a resume as well.
+    while !(events.contains(&STOPPED) && events.last() == Some(&RESUMED)) {
+        let event = life.next(PATIENCE).unwrap();
+        assert_eq!(event.domain, "saved");
+        events.push(event.event);
+    }
+    assert_eq!(events[0], DEFINED, "{events:?}");
+    assert!(events.contains(&STARTED), "{events:?}");
 }
 
 /// Set in the process that finds no libvirt.
