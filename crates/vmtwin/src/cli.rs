@@ -661,9 +661,6 @@ pub(crate) struct RestoreArgs {
         hide_default_value = true
     )]
     pub(crate) limit_mib_per_s: u64,
-    /// This process keeps an instant restore (internal)
-    #[arg(long, hide = true, requires = "instant")]
-    pub(crate) keeper: bool,
     /// Format of the disks [default: as they were]
     #[arg(long, value_enum)]
     pub(crate) format: Option<Format>,

@@ -92,7 +92,7 @@ impl Case {
 
     fn keeper(&self) -> Option<ProcessId> {
         let is_keeper =
-            |p: &ProcessId| arguments(p.pid).is_ok_and(|all| all.iter().any(|a| a == "--keeper"));
+            |p: &ProcessId| arguments(p.pid).is_ok_and(|all| all[0] == "vmtwin-instant-keeper");
         with_argument(&self.dir).into_iter().find(is_keeper)
     }
 
@@ -199,6 +199,24 @@ fn whatever_dies_nothing_that_was_written_is_lost() {
     assert_eq!(looking.wait().unwrap().code(), Some(3));
     case.wait_for_more(5);
 
+    eprintln!("the repository is away for a while");
+    let away = case.vmtwin.path("away");
+    std::fs::rename(case.vmtwin.repo(), &away).unwrap();
+    let progress = case.dir.join("instant-progress.json");
+    wait_until("nothing is said of it", || {
+        std::fs::read_to_string(&progress).is_ok_and(|text| text.contains("cannot be read"))
+    });
+    std::fs::rename(&away, case.vmtwin.repo()).unwrap();
+    case.wait_for_more(5);
+    // What was an error to the guest would have made its file system read-only, or the job end.
+    wait_until("it does not go on", || {
+        std::fs::read_to_string(&progress).is_ok_and(|text| text.contains("null"))
+    });
+
+    // Another snapshot has no place here, whether a keeper lives or not.
+    let other = ["restore", "00000000", "--instant", "--to", text(&case.dir)];
+    case.vmtwin.fails(&other, &["not complete"]);
+
     eprintln!("the keeper dies");
     kill(case.keeper());
     std::thread::sleep(Duration::from_secs(1));
@@ -216,12 +234,21 @@ fn whatever_dies_nothing_that_was_written_is_lost() {
     assert_ne!(case.qemu(), qemu);
     assert!(case.wait_for_more(10) > before);
 
-    eprintln!("another snapshot is refused");
-    let dir = text(&case.dir);
-    let other = case.vmtwin.path("other");
-    std::fs::create_dir(&other).unwrap();
+    eprintln!("all die, and then the keeper before the guest boots");
+    kill(case.keeper());
+    kill(case.qemu());
+    let before = case.log().acknowledged().last().copied().unwrap();
+    let mut command = case.vmtwin.command(&case.arguments(&slow));
+    command.env("VMTWIN_FAILPOINT", "resume=kill");
+    assert_eq!(code(&command.output().unwrap()), 1);
+    assert!(case.qemu().is_some());
+    case.restore(&slow);
+    assert!(case.wait_for_more(10) > before);
+
+    // A folder that holds one restore takes no other.
     assert!(case.is_begun());
-    refuses_what_is_not_its_own(&case, dir);
+    let busy = ["restore", "latest", "--run", "--to", text(&case.dir)];
+    case.vmtwin.fails(&busy, &[]);
 
     kill(case.keeper());
     let report = case.restore(&[]);
@@ -230,12 +257,6 @@ fn whatever_dies_nothing_that_was_written_is_lost() {
     kill(case.qemu());
     case.assert_complete(last);
     wait_until("something runs", || programs_in(&case.dir).is_empty());
-}
-
-/// A folder that holds one restore takes no other.
-fn refuses_what_is_not_its_own(case: &Case, dir: &str) {
-    let busy = ["restore", "latest", "--run", "--to", dir];
-    case.vmtwin.fails(&busy, &[]);
 }
 
 #[test]

@@ -18,7 +18,9 @@ use crate::ui::{Ui, bytes};
 
 pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
     match &args.to {
-        Some(_) if args.keeper => return keep(home, cancel, args),
+        Some(dir) if args.instant && instant::is_keeper() => {
+            return keep(home, cancel, args, &std::path::absolute(dir)?);
+        }
         Some(dir) if args.instant => return instant(ui, cancel, args, &std::path::absolute(dir)?),
         _ => {}
     }
@@ -44,10 +46,12 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
 /// The command itself, where the guest is to run at once: a keeper does the work.
 fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i32> {
     let cancelled = || cancel.is_set();
-    let kept = instant::Record::read(dir)?.is_some() && instant::is_kept(dir)?;
+    let record = instant::Record::read(dir)?;
     let mut report = json!({ "dir": dir, "local": false });
-    if kept {
+    if let Some(record) = record.filter(|_| instant::is_kept(dir).unwrap_or(false)) {
+        record.check_is(&args.id, dir)?;
         ui.note("this restore goes on already");
+        report["snapshot"] = record.snapshot.into();
     } else {
         let spinner = ui.spinner("starting");
         let said = instant::start_keeper(&cancelled);
@@ -57,7 +61,8 @@ fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i
             Said::Started { report: begun } => report = begun,
         }
     }
-    for warning in report["warnings"].as_array().into_iter().flatten() {
+    let warnings = report["warnings"].as_array().cloned().unwrap_or_default();
+    for warning in &warnings {
         ui.note(&format!(
             "warning: {}",
             warning.as_str().unwrap_or_default()
@@ -80,7 +85,7 @@ fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i
             dir.display()
         ),
         Followed::Left => format!(
-            "{}: the guest runs, and its disks come in by themselves; the same command shows how far",
+            "{}: the disks come in by themselves; the same command shows how far",
             dir.display()
         ),
         Followed::Died => bail!(
@@ -119,8 +124,8 @@ fn follow(ui: &Ui, dir: &Path, stop: &dyn Fn() -> bool) -> Result<Followed> {
 }
 
 /// The keeper: says once how it began, and works until all is local.
-fn keep(home: &Home, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
-    match keep_begun(home, cancel, args) {
+fn keep(home: &Home, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i32> {
+    match keep_begun(home, cancel, args, dir) {
         Ok(()) => Ok(0),
         Err(error) => {
             instant::say(&Said::Failed {
@@ -131,9 +136,12 @@ fn keep(home: &Home, cancel: &Cancel, args: &RestoreArgs) -> Result<i32> {
     }
 }
 
-fn keep_begun(home: &Home, cancel: &Cancel, args: &RestoreArgs) -> Result<()> {
+fn keep_begun(home: &Home, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<()> {
     let repository = home.repository()?;
-    let snapshot = repository.snapshot(&args.id)?;
+    // The latest may be a later one by now than when this was begun.
+    let begun = instant::Record::read(dir)?.filter(|_| args.id == "latest");
+    let id = begun.map_or_else(|| args.id.clone(), |record| record.snapshot);
+    let snapshot = repository.snapshot(&id)?;
     let Some(vm) = snapshot.tag("vm") else {
         bail!("snapshot {} is not of a guest", &snapshot.id[..8]);
     };

@@ -67,11 +67,16 @@ pub(crate) fn restore(
 /// where they are overlays.
 pub(crate) struct Held {
     pub(crate) report: RestoreReport,
-    _serving: Option<Serving>,
+    serving: Option<Serving>,
     folder: Folder,
 }
 
 impl Held {
+    /// Why the repository cannot be read, where it cannot.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.serving.as_ref().and_then(Serving::trouble)
+    }
+
     /// Serves no more; the folder stays locked until the answer is dropped.
     pub(crate) fn stop_serving(self) -> impl Drop {
         self.folder
@@ -139,7 +144,7 @@ pub(crate) fn restore_and_hold(
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(Held {
         report,
-        _serving: serving,
+        serving,
         folder,
     })
 }
@@ -181,6 +186,7 @@ pub(crate) fn go_on(
         seconds: 0.0,
     };
     if let Some(process) = instant::guest(folder.path()) {
+        instant::let_boot(folder.path()).map_err(RestoreError::Qmp)?;
         let pid = process.pid;
         report
             .warnings
@@ -209,7 +215,7 @@ pub(crate) fn go_on(
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(Held {
         report,
-        _serving: Some(serving),
+        serving: Some(serving),
         folder,
     })
 }

@@ -19,6 +19,20 @@ const POLL: Duration = Duration::from_millis(200);
 /// How many looks without a keeper and without an end mean that it died.
 const LOOKS: u32 = 5;
 
+/// What the keeper is called, in place of the program's name.
+const KEEPER_NAME: &str = "vmtwin-instant-keeper";
+
+/// Whether this process is a keeper; it leaves the session of who started it then.
+pub(crate) fn is_keeper() -> bool {
+    let keeper = std::env::args_os()
+        .next()
+        .is_some_and(|name| name == KEEPER_NAME);
+    if keeper {
+        let _ = rustix::process::setsid();
+    }
+    keeper
+}
+
 /// How following ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Followed {
@@ -36,10 +50,10 @@ pub(crate) enum Followed {
 /// this command, or the terminal, does not end it.
 pub(crate) fn start_keeper(cancelled: &dyn Fn() -> bool) -> io::Result<Said> {
     let mut child = Command::new("/proc/self/exe");
-    // The words of the user, whatever they are; the keeper is told apart by one more.
-    child.args(std::env::args_os().skip(1)).arg("--keeper");
+    // The words of the user, whatever they are; the keeper is told apart by its own name.
+    child.arg0(KEEPER_NAME).args(std::env::args_os().skip(1));
     child.stdin(Stdio::null()).stdout(Stdio::piped());
-    child.stderr(Stdio::null()).process_group(0);
+    child.stderr(Stdio::null());
     let mut child = child.spawn()?;
     let pid = Pid::from_child(&child);
     let out = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
@@ -100,7 +114,7 @@ pub(crate) fn is_kept(dir: &Path) -> Result<bool, RestoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(RestoreError::file("open", dir)(error)),
     };
-    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+    match flock(&folder, FlockOperation::NonBlockingLockShared) {
         Err(Errno::WOULDBLOCK) => Ok(true),
         // Closing it gives it back.
         _ => Ok(false),

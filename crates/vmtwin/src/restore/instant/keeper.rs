@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmtwin_hypervisor::inspect::run_state;
 use vmtwin_hypervisor::process::{ProcessId, with_argument_that};
-use vmtwin_hypervisor::qmp::Qmp;
+use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_repository::{Repository, Snapshot};
 
 use super::stream::Streams;
@@ -90,7 +92,7 @@ impl Keeper<'_> {
             limit_bytes_per_s: self.limit_bytes_per_s,
             dir,
         };
-        work.run();
+        work.run(&|| held.trouble());
         // The record last, and the lock of the folder after it.
         let folder = held.stop_serving();
         for name in [PROGRESS, STREAM_SOCKET, RECORD] {
@@ -108,10 +110,11 @@ struct Work {
 }
 
 impl Work {
-    fn run(&self) {
+    /// `trouble` says why the repository cannot be read.
+    fn run(&self, trouble: &dyn Fn() -> Option<String>) {
         loop {
             let outcome = match guest(&self.dir) {
-                Some(process) => self.stream(process),
+                Some(process) => self.stream(process, trouble),
                 // It was shut down, or it died: then nobody uses the overlays.
                 None => self.complete(),
             };
@@ -127,7 +130,11 @@ impl Work {
     }
 
     /// Streams while the guest lives.
-    fn stream(&self, process: ProcessId) -> Result<(), String> {
+    fn stream(
+        &self,
+        process: ProcessId,
+        trouble: &dyn Fn() -> Option<String>,
+    ) -> Result<(), String> {
         let alive = || process.is_alive();
         let socket = self.dir.join(STREAM_SOCKET);
         let qmp = Qmp::connect_to_new(&socket, GREETING_TIMEOUT, &alive);
@@ -135,7 +142,10 @@ impl Work {
         let mut streams = Streams::new(qmp, self.limit_bytes_per_s);
         loop {
             match streams.step(&self.dir, &self.record.disks) {
-                Ok(Some(progress)) => self.note(&progress),
+                Ok(Some(progress)) => self.note(&Progress {
+                    trouble: trouble().or(progress.trouble),
+                    ..progress
+                }),
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(error.to_string()),
             }
@@ -183,6 +193,15 @@ pub(crate) fn guest(dir: &Path) -> Option<ProcessId> {
     with_argument_that(|argument| argument == wanted)
         .into_iter()
         .find(|process| process.is_alive())
+}
+
+/// Lets a guest boot whose keeper was killed before it did so. In any other state it is left alone.
+pub(crate) fn let_boot(dir: &Path) -> Result<(), QmpError> {
+    let mut qmp = Qmp::connect(&dir.join(STREAM_SOCKET), GREETING_TIMEOUT)?;
+    match run_state(&mut qmp)?.as_str() {
+        "prelaunch" => qmp.execute("cont", Value::Null).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// Says how it began, to whoever waits for it.

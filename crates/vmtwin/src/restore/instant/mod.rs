@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RestoreError;
 
-pub(crate) use follow::{Followed, follow, is_kept, start_keeper};
-pub(crate) use keeper::{Keeper, Said, guest, say, started};
+pub(crate) use follow::{Followed, follow, is_keeper, is_kept, start_keeper};
+pub(crate) use keeper::{Keeper, Said, guest, let_boot, say, started};
 pub(super) use overlay::create as create_overlay;
 pub(crate) use serve::Serving;
 
@@ -71,6 +71,17 @@ impl Record {
     /// Reads the record of a folder; none where there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Record>, RestoreError> {
         read_json(&dir.join(RECORD))
+    }
+
+    /// Whether it is of the snapshot that is asked for, by its id, the beginning of it, or `latest`.
+    pub(crate) fn check_is(&self, id: &str, dir: &Path) -> Result<(), RestoreError> {
+        match id == "latest" || self.snapshot.starts_with(id) {
+            true => Ok(()),
+            false => Err(RestoreError::OtherRestore {
+                dir: dir.to_owned(),
+                snapshot: self.snapshot.clone(),
+            }),
+        }
     }
 
     /// The image of a disk.

@@ -68,9 +68,9 @@ impl Streams {
             match job(&jobs, number) {
                 Some(job) => {
                     progress.done_bytes += job.offset_bytes.min(overlay.size_bytes);
-                    self.adopt(number)?;
-                    if job.copied {
-                        self.finalize(number, &overlay.node)?;
+                    match job.copied {
+                        true => self.finalize(number, &overlay.node)?,
+                        false => self.adopt(number)?,
                     }
                 }
                 None => self.begin(number, disk, &overlay.node)?,
@@ -119,7 +119,14 @@ impl Streams {
             return Ok(());
         }
         let arguments = json!({ "id": job_id(number) });
-        self.qmp.execute("job-finalize", arguments).map(drop)
+        match self.qmp.execute("job-finalize", arguments) {
+            Err(error) if error.is_gone() => Err(error),
+            Err(error) => {
+                self.trouble = Some(error.to_string());
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
     }
 
     /// A job that another keeper began gets the limit of this one.
@@ -129,7 +136,11 @@ impl Streams {
         }
         self.begun.insert(number, Instant::now());
         let arguments = json!({ "device": job_id(number), "speed": self.limit_bytes_per_s });
-        self.qmp.execute("block-job-set-speed", arguments).map(drop)
+        match self.qmp.execute("block-job-set-speed", arguments) {
+            Err(error) if error.is_gone() => Err(error),
+            // It may just have come to its end.
+            _ => Ok(()),
+        }
     }
 
     /// Takes in what became of jobs.
