@@ -22,6 +22,9 @@ use crate::restore::request::RestoreRequest;
 
 /// How often the jobs are looked at.
 const POLL: Duration = Duration::from_millis(500);
+/// How long the guest reads alone before its disks come in: a system that starts wants all of the
+/// processors and of the repository.
+const HEAD_START: Duration = Duration::from_secs(8);
 /// How long QEMU's monitor may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -92,6 +95,7 @@ impl Keeper<'_> {
             limit_bytes_per_s: self.limit_bytes_per_s,
             dir,
         };
+        std::thread::sleep(HEAD_START);
         work.run(&|| held.trouble());
         // The record last, and the lock of the folder after it.
         let folder = held.stop_serving();
@@ -121,7 +125,7 @@ impl Work {
             match outcome.and_then(|()| self.check_local()) {
                 Ok(()) => return,
                 Err(error) => self.note(&Progress {
-                    trouble: Some(error),
+                    trouble: trouble().or(Some(error)),
                     ..Progress::default()
                 }),
             }
