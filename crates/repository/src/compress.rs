@@ -1,5 +1,7 @@
 //! zstd with a bound on what a frame may unfold to.
 
+use std::cell::RefCell;
+
 use zstd::bulk::{Compressor, Decompressor};
 
 /// Longest raw blob we write or read: far above any grain, far below what harms a process.
@@ -27,9 +29,19 @@ pub(crate) fn decompress_document(data: &[u8], max_bytes: usize) -> std::io::Res
     Ok(plain)
 }
 
+thread_local! {
+    /// Making one costs as much as unfolding a small blob.
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Unfolds a frame that must give exactly `raw_bytes` (which the caller has bounded).
 pub(crate) fn decompress_exact(data: &[u8], raw_bytes: usize) -> std::io::Result<Vec<u8>> {
-    let plain = Decompressor::new()?.decompress(data, raw_bytes)?;
+    let plain = DECOMPRESSOR.with_borrow_mut(|kept| {
+        let mut decompressor = kept.take().map_or_else(Decompressor::new, Ok)?;
+        let plain = decompressor.decompress(data, raw_bytes);
+        *kept = Some(decompressor);
+        plain
+    })?;
     if plain.len() != raw_bytes {
         return Err(std::io::Error::other(
             "unfolds to another length than recorded",
