@@ -37,6 +37,7 @@ pub mod debian;
 mod disk;
 mod ext4;
 mod faults;
+pub mod foreign;
 mod guest;
 mod image;
 mod ledger;

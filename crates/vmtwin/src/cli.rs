@@ -1,5 +1,7 @@
 //! The command line: every flag with its help, in one place.
 
+pub(crate) mod files;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -123,6 +125,9 @@ pub(crate) enum Command {
     /// The pause guard (internal)
     #[command(name = "pause-guard", hide = true)]
     PauseGuard,
+    /// Process 1 of the machine that reads file systems (internal)
+    #[command(name = crate::files::INIT_COMMAND, hide = true)]
+    ApplianceInit,
     /// The restore guard (internal)
     #[command(name = "restore-guard", hide = true)]
     RestoreGuard,
@@ -407,6 +412,10 @@ pub(crate) enum SnapshotCommand {
         /// Id, the first digits of it, or `latest`
         id: String,
     },
+    /// List file systems and files in the disks of a snapshot
+    Ls(files::LsArgs),
+    /// Copy files and folders out of the disks of a snapshot
+    Get(files::GetArgs),
     /// Prove that a snapshot can be restored: read all of it, or boot it
     Verify(VerifyArgs),
     /// Remove snapshots: those named, or those that no rule keeps

@@ -13,6 +13,7 @@ mod content;
 mod db;
 mod export;
 mod failpoint;
+mod files;
 mod home;
 mod isolated;
 mod journal;
@@ -33,6 +34,7 @@ use clap::Parser;
 use backup::Cx;
 use cancel::Cancel;
 use cli::{Cli, Command, SnapshotCommand};
+use command::files::FileCommands;
 use command::upkeep::Upkeep;
 use db::Db;
 use home::Home;
@@ -48,6 +50,7 @@ fn main() {
     match cli.command {
         Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
         Command::RestoreGuard => std::process::exit(restore::run_guard()),
+        Command::ApplianceInit => vmtwin_appliance::guest::run(),
         _ => {}
     }
     init_logging();
@@ -81,6 +84,11 @@ fn run(cli: &Cli) -> Result<i32> {
         ui: &ui,
         cancel: &cancel,
     };
+    let files = FileCommands {
+        home: &home,
+        ui: &ui,
+        cancel: &cancel,
+    };
     match &cli.command {
         Command::Snapshot(SnapshotCommand::Forget(args)) => upkeep.forget(args),
         Command::Prune(args) => upkeep.prune(args),
@@ -88,6 +96,8 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Copy(args) => upkeep.copy(args),
         Command::Stats { vm } => upkeep.stats(vm.as_deref()),
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
+        Command::Snapshot(SnapshotCommand::Ls(args)) => files.ls(args),
+        Command::Snapshot(SnapshotCommand::Get(args)) => files.get(args),
         Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {
             command::snapshot::run(&home, &ui, args)
         }
@@ -110,7 +120,7 @@ fn run(cli: &Cli) -> Result<i32> {
             };
             with_catalog(&cx, &cli.command)
         }
-        Command::PauseGuard | Command::RestoreGuard => Ok(0),
+        Command::PauseGuard | Command::RestoreGuard | Command::ApplianceInit => Ok(0),
     }
 }
 

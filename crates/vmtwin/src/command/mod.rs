@@ -3,6 +3,7 @@
 pub(crate) mod catalog;
 pub(crate) mod cluster;
 pub(crate) mod export;
+pub(crate) mod files;
 pub(crate) mod init;
 pub(crate) mod restore;
 pub(crate) mod snapshot;

@@ -38,7 +38,10 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &SnapshotCommand) -> Result<i32
     match command {
         SnapshotCommand::List { vm } => list(&repository, ui, vm.as_deref()),
         SnapshotCommand::Show { id } => show(&repository, ui, id).map(|()| 0),
-        SnapshotCommand::Verify(_) | SnapshotCommand::Forget(_) => {
+        SnapshotCommand::Verify(_)
+        | SnapshotCommand::Forget(_)
+        | SnapshotCommand::Ls(_)
+        | SnapshotCommand::Get(_) => {
             bail!("this command needs more than the repository")
         }
     }

@@ -100,6 +100,19 @@ impl Place {
         }
     }
 
+    /// Its socket, if it has one.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Unix(socket) => Some(socket),
+            Address::Tcp(_) => None,
+        }
+    }
+
+    /// The folder that was made for it, for this user alone.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Whether anyone on this machine, at least, can connect.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.address, Address::Tcp(_))
@@ -123,8 +136,7 @@ fn remove_left(run: &Path) {
         let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
         let socket = entry.path().join(SOCKET);
         if ours && is_dead(&socket) {
-            let _ = std::fs::remove_file(&socket);
-            let _ = std::fs::remove_dir(entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
