@@ -1,6 +1,7 @@
 //! The command line: every flag with its help, in one place.
 
 pub(crate) mod files;
+pub(crate) mod repo;
 
 use std::path::PathBuf;
 
@@ -33,7 +34,7 @@ pub(crate) struct Global {
     /// Folder of catalog, settings, spool and scratch [default: the user's data folder]
     #[arg(long, global = true, env = "VMTWIN_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// Repository: a folder, or s3://BUCKET/PREFIX [default: what `init` was given]
+    /// Repository: a folder, s3://BUCKET/PREFIX, or a name of `repo add` [default: what `init` was given]
     #[arg(long, global = true, env = "VMTWIN_REPO", value_name = "URL")]
     pub(crate) repo: Option<String>,
     /// PostgreSQL database that holds the catalog, postgres://USER@HOST/DATABASE [default: what
@@ -81,6 +82,9 @@ pub(crate) enum Command {
         shown once, and kept in the home folder for this user alone. Write it down: without it \
         nothing can be restored.")]
     Init,
+    /// Further repositories, which backups go to as well
+    #[command(subcommand)]
+    Repo(repo::RepoCommand),
     /// The table of guests
     #[command(subcommand)]
     Vm(VmCommand),
@@ -200,10 +204,10 @@ pub(crate) enum VmCommand {
         /// Name in the table
         name: String,
     },
-    /// Set how a guest's twin is shut down, where the power button alone does not do it
+    /// Set how a guest's twin is shut down, and which further repositories its backups go to
     #[command(
         after_help = "Examples:\n  vmtwin vm set win01 --twin-keys ret --twin-wait-s 5\n  vmtwin vm \
-        set appliance --twin-console 'system shutdown confirm'\n  vmtwin vm set win01 --clear\n\n\
+        set appliance --twin-console 'system shutdown confirm'\n  vmtwin vm set web01 --also offsite\n  vmtwin vm set win01 --clear\n\n\
         Options of a backup or of settle come before what is set here."
     )]
     Set {
@@ -212,6 +216,9 @@ pub(crate) enum VmCommand {
         /// Forget what was set before
         #[arg(long)]
         clear: bool,
+        /// Further repository that its backups go to (may be given more than once; see `repo add`)
+        #[arg(long, value_name = "NAME")]
+        also: Vec<String>,
         #[command(flatten)]
         twin: TwinArgs,
     },
@@ -268,6 +275,7 @@ pub(crate) enum Order {
   vmtwin backup web01 db01 --order random --json
   vmtwin backup web01 --or crash
   vmtwin backup web01 --consistency state      to resume the running machine from it
+  vmtwin backup web01 --also offsite           into a further repository too, at the same point
 
 The guest is paused for some milliseconds; the data is read and stored while it runs. A backup that
 cannot keep the consistency asked for fails, unless --or allows a lesser one; it is labelled as what
@@ -282,6 +290,10 @@ pub(crate) struct BackupArgs {
     /// What it may fall back to when the promise cannot be kept (exit code 3)
     #[arg(long = "or", value_enum)]
     pub(crate) or: Option<Fallback>,
+    /// Further repository that the point goes to, instead of those set for the guest (may be given more
+    /// than once; see `repo add`)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) also: Vec<String>,
     /// Read everything, even where it is known what changed
     #[arg(long)]
     pub(crate) full: bool,
@@ -406,6 +418,9 @@ pub(crate) enum SnapshotCommand {
     List {
         /// Of this guest only
         vm: Option<String>,
+        /// In further repositories too, and which of them hold each point
+        #[arg(long)]
+        all_repos: bool,
     },
     /// Show one snapshot: point, disks, memory, machine
     Show {

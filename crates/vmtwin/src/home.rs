@@ -5,11 +5,15 @@
 //!   HOME/config.json    settings: the repository, the shared database
 //!   HOME/node.json      the name and id of this host in its cluster
 //!   HOME/cluster/       archives of the cluster's configuration
+//!   HOME/password-NAME  of the further repository of that name
 //!   HOME/password       made by `init` where none was given; for this user alone
 //!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
 //!   HOME/spool/         unlinked spool files
 //! ```
 
+mod named;
+
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,6 +25,8 @@ use vmtwin_repository::{Location, Password, Repository, Store, StoreOptions};
 
 use crate::cancel::Cancel;
 use crate::cli::Global;
+
+pub(crate) use named::{MAIN, Named};
 
 /// Longest password accepted from a file or a command, bytes.
 const MAX_PASSWORD_BYTES: u64 = 4096;
@@ -45,6 +51,9 @@ struct Config {
     /// URL of the PostgreSQL database that holds the catalog; none: the file in this folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     database: Option<String>,
+    /// Further repositories, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    repositories: BTreeMap<String, Named>,
 }
 
 impl Home {
@@ -117,8 +126,12 @@ impl Home {
         Ok(dir)
     }
 
-    /// Where the repository is: the command line, the settings, or a folder in the home folder.
+    /// Where the repository is: the command line (a location, or the name of a further one), the
+    /// settings, or a folder in the home folder.
     pub(crate) fn location(&self) -> Result<Location> {
+        if let Some(named) = self.chosen()? {
+            return Ok(Location::parse(&named.location)?);
+        }
         let text = match &self.repo {
             Some(text) => text.clone(),
             None => match self.config()?.repository {
@@ -155,6 +168,11 @@ impl Home {
 
     /// The password, from wherever it is given.
     pub(crate) fn password(&self) -> Result<Option<Password>> {
+        if let Some(named) = self.chosen()?
+            && let Some(password) = named.password()?
+        {
+            return Ok(Some(password));
+        }
         if let Some(file) = &self.password_file {
             return read_password(file).map(Some);
         }

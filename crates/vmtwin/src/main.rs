@@ -96,6 +96,7 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Copy(args) => upkeep.copy(args),
         Command::Stats { vm } => upkeep.stats(vm.as_deref()),
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
+        Command::Repo(args) => command::repo::run(&home, &ui, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Ls(args)) => files.ls(args),
         Command::Snapshot(SnapshotCommand::Get(args)) => files.get(args),
         Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {

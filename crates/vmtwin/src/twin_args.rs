@@ -1,4 +1,4 @@
-//! How a twin is ended: options of commands, and settings of a guest in the catalog.
+//! How a twin is ended, and other settings of a guest in the catalog: options of commands too.
 
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ const MAX_LINE_BYTES: usize = 1024;
 
 /// How a twin is ended. What is not given is as set for the guest, or the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct TwinArgs {
     /// How long a twin runs before its power button is pressed, seconds [default: 0]
     #[arg(long, value_name = "S")]
@@ -33,6 +32,30 @@ pub(crate) struct TwinArgs {
     pub(crate) twin_console: Option<String>,
 }
 
+/// What the user set for a guest, as the catalog keeps it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// How its twins are ended.
+    #[serde(flatten)]
+    pub(crate) twin: TwinArgs,
+    /// Names of further repositories that its backups go to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) also: Vec<String>,
+}
+
+impl Settings {
+    /// Those of a guest.
+    pub(crate) fn of(vm: &Vm) -> Result<Settings> {
+        let Some(settings) = vm.settings.clone() else {
+            return Ok(Settings::default());
+        };
+        serde_json::from_value(settings).with_context(|| {
+            let name = &vm.name;
+            format!("the settings of {name} are not understood; forget them: vmtwin vm set {name} --clear")
+        })
+    }
+}
+
 impl TwinArgs {
     /// These, and for what is not given the settings of a guest.
     pub(crate) fn over(&self, vm: &Vm) -> Result<TwinArgs> {
@@ -47,13 +70,7 @@ impl TwinArgs {
 
     /// The settings of a guest.
     pub(crate) fn of(vm: &Vm) -> Result<TwinArgs> {
-        let Some(settings) = vm.settings.clone() else {
-            return Ok(TwinArgs::default());
-        };
-        serde_json::from_value(settings).with_context(|| {
-            let name = &vm.name;
-            format!("the settings of {name} are not understood; forget them: vmtwin vm set {name} --clear")
-        })
+        Ok(Settings::of(vm)?.twin)
     }
 
     /// As the twin takes them.

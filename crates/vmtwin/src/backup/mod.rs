@@ -7,8 +7,10 @@
 //! ```
 //! The repository is opened and locked before the guest is touched, and the snapshot is written
 //! last: a backup that fails at any step leaves the guest running and no snapshot. What comes after
-//! the snapshot only brings the catalog's tables up to it: a failure there is a warning.
+//! the snapshot only brings the catalog's tables up to it, and copies it to further repositories
+//! (`also.rs`): a failure there is a warning.
 
+mod also;
 pub(crate) mod application;
 mod base;
 mod disks;
@@ -68,6 +70,9 @@ pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
     if args.consistency == Consistency::Filesystem {
         bail!("--consistency filesystem is not in this version; use application, state or crash");
     }
+    for name in &args.also {
+        cx.home.named_one(name)?;
+    }
     let mut vms = Vec::new();
     for name in &args.vms {
         let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
@@ -87,6 +92,7 @@ pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
             ..BackupReport::default()
         };
         if let Err(error) = one(cx, args, vm, &mut report) {
+            report.repository = None;
             report.snapshot = None;
             report.consistency = None;
             report.error = Some(format!("{error:#}"));
@@ -95,6 +101,10 @@ pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
         if cx.cancel.is_set() {
             break;
         }
+    }
+    // When no guest waits for its backup any more.
+    for (vm, report) in vms.iter().zip(&mut reports) {
+        also::copy(cx, vm, &also::names(args, vm)?, report);
     }
     Ok(reports)
 }
@@ -246,7 +256,12 @@ impl Work<'_> {
     /// Opens and locks the repository: whatever may be wrong with it shows before the guest is
     /// touched.
     fn open_repository(&mut self) -> Result<(Repository, Backup)> {
-        let repository = self.cx.home.repository()?;
+        let names = also::names(self.args, self.vm)?;
+        let (name, repository, passed_over) = also::open_first(self.cx, &names)?;
+        if let Some(why) = passed_over {
+            self.warn(format!("backed up to {name} alone, since: {why}"));
+        }
+        self.report.repository = Some(name);
         let options = IngestOptions {
             cancel: Some(self.cx.cancel.flag()),
             ..IngestOptions::default()

@@ -4,6 +4,8 @@ use serde::Serialize;
 use vmtwin_hypervisor::capture::Point;
 use vmtwin_repository::FileStats;
 
+use super::also::AlsoReport;
+
 /// The outcome for one guest.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct BackupReport {
@@ -11,6 +13,12 @@ pub(crate) struct BackupReport {
     pub(crate) vm: String,
     /// Id of the snapshot; none where the backup failed.
     pub(crate) snapshot: Option<String>,
+    /// Name of the repository that it is in: `main`, or a further one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) repository: Option<String>,
+    /// Copies in further repositories.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) also: Vec<AlsoReport>,
     /// Id of the snapshot whose state was settled, where one was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) settled_from: Option<String>,
@@ -115,8 +123,22 @@ impl BackupReport {
         let twin = self.twin.map_or(String::new(), |twin| {
             format!(", its twin shut down in {:.1} s", twin.run_s)
         });
+        let also = self.also.iter().map(|also| match &also.error {
+            None => format!(
+                "\n  also in {}: {}, stored {} in {:.1} s",
+                also.repository,
+                also.snapshot
+                    .as_deref()
+                    .and_then(|id| id.get(..8))
+                    .unwrap_or(""),
+                crate::ui::bytes(also.bytes_stored),
+                also.seconds
+            ),
+            Some(_) => format!("\n  NOT in {}", also.repository),
+        });
+        let also: String = also.collect();
         format!(
-            "{}: snapshot {} ({}), {pause}{twin}; read {}, new {}, stored {} in {:.1} s",
+            "{}: snapshot {} ({}), {pause}{twin}; read {}, new {}, stored {} in {:.1} s{also}",
             self.vm,
             self.snapshot
                 .as_deref()

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod export;
 pub(crate) mod files;
 pub(crate) mod init;
+pub(crate) mod repo;
 pub(crate) mod restore;
 pub(crate) mod snapshot;
 pub(crate) mod upkeep;

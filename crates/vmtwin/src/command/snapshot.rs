@@ -3,6 +3,8 @@
 //! The repository is asked, not the catalog: what is listed is what can be restored. The catalog
 //! is brought up to it on the way.
 
+mod everywhere;
+
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
@@ -34,9 +36,16 @@ pub(crate) struct Detail {
 }
 
 pub(crate) fn run(home: &Home, ui: &Ui, command: &SnapshotCommand) -> Result<i32> {
+    if let SnapshotCommand::List {
+        vm,
+        all_repos: true,
+    } = command
+    {
+        return everywhere::list(home, ui, vm.as_deref());
+    }
     let repository = home.repository()?;
     match command {
-        SnapshotCommand::List { vm } => list(&repository, ui, vm.as_deref()),
+        SnapshotCommand::List { vm, .. } => list(&repository, ui, vm.as_deref()),
         SnapshotCommand::Show { id } => show(&repository, ui, id).map(|()| 0),
         SnapshotCommand::Verify(_)
         | SnapshotCommand::Forget(_)

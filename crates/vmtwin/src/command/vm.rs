@@ -11,7 +11,7 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
 use crate::cli::VmCommand;
-use crate::twin_args::TwinArgs;
+use crate::twin_args::{Settings, TwinArgs};
 use crate::ui::{bytes, table};
 
 /// A guest as the table holds it now.
@@ -29,7 +29,12 @@ pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
         VmCommand::Add { name, qmp } => add(cx, name, qmp),
         VmCommand::List => list(cx),
         VmCommand::Show { name } => show(cx, name),
-        VmCommand::Set { name, clear, twin } => set(cx, name, *clear, twin),
+        VmCommand::Set {
+            name,
+            clear,
+            also,
+            twin,
+        } => set(cx, name, *clear, also, twin),
         VmCommand::Remove { name } => remove(cx, name),
     }
 }
@@ -71,16 +76,29 @@ fn remove(cx: &Cx<'_>, name: &str) -> Result<()> {
 }
 
 /// What is not given stays as it was set.
-fn set(cx: &Cx<'_>, name: &str, clear: bool, twin: &TwinArgs) -> Result<()> {
+fn set(cx: &Cx<'_>, name: &str, clear: bool, also: &[String], twin: &TwinArgs) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
-    if !clear && *twin == TwinArgs::default() {
+    if !clear && also.is_empty() && *twin == TwinArgs::default() {
         bail!("nothing to set; see: vmtwin vm set --help");
     }
-    let settings = match clear {
-        true => twin.clone(),
-        false => twin.over(&vm)?,
+    for repository in also {
+        cx.home.named_one(repository)?;
+    }
+    let settings = match (clear, also) {
+        (true, _) => Settings {
+            twin: twin.clone(),
+            also: also.to_vec(),
+        },
+        (false, []) => Settings {
+            twin: twin.over(&vm)?,
+            also: Settings::of(&vm)?.also,
+        },
+        (false, _) => Settings {
+            twin: twin.over(&vm)?,
+            also: also.to_vec(),
+        },
     };
-    let settings = match settings == TwinArgs::default() {
+    let settings = match settings == Settings::default() {
         true => None,
         false => Some(serde_json::to_value(settings)?),
     };

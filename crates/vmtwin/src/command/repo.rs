@@ -1,0 +1,149 @@
+//! `vmtwin repo …`: further repositories, which backups go to as well.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use vmtwin_repository::{Error, Password, Repository};
+
+use crate::cli::repo::{RepoAddArgs, RepoCommand};
+use crate::home::{Home, MAIN, Named, make_password, password_of_command, read_password};
+use crate::ui::{Ui, table};
+
+/// A repository in the settings.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    location: String,
+    /// Its id; of the main one only where it was opened.
+    id: Option<String>,
+}
+
+/// What `add` did.
+#[derive(Debug, Serialize)]
+struct Added {
+    #[serde(flatten)]
+    row: Row,
+    /// Whether it was made now.
+    created: bool,
+    /// The password, where it was made now: shown this once.
+    password: Option<String>,
+    password_file: Option<String>,
+}
+
+pub(crate) fn run(home: &Home, ui: &Ui, command: &RepoCommand) -> Result<()> {
+    match command {
+        RepoCommand::Add(args) => add(home, ui, args),
+        RepoCommand::List => list(home, ui),
+        RepoCommand::Remove { name } => {
+            let named = home.forget_named(name)?;
+            ui.result(&serde_json::json!({ "removed": name }), || {
+                format!("{name} is forgotten; {} stays as it is", named.location)
+            })
+        }
+    }
+}
+
+fn list(home: &Home, ui: &Ui) -> Result<()> {
+    let mut rows = vec![Row {
+        name: MAIN.into(),
+        location: home.location()?.to_string(),
+        id: None,
+    }];
+    rows.extend(home.named()?.into_iter().map(|(name, named)| Row {
+        name,
+        location: named.location,
+        id: Some(named.id),
+    }));
+    ui.result(&rows, || {
+        let cell = |row: &Row| {
+            let id = row.id.as_deref().and_then(|id| id.get(..8)).unwrap_or("-");
+            vec![row.name.clone(), row.location.clone(), id.to_owned()]
+        };
+        let cells: Vec<Vec<String>> = rows.iter().map(cell).collect();
+        table(&["NAME", "LOCATION", "ID"], &cells)
+    })
+}
+
+/// May be repeated: a repository that is there and opens is kept.
+fn add(home: &Home, ui: &Ui, args: &RepoAddArgs) -> Result<()> {
+    let location = home.parse_location(&args.location)?;
+    let file = args.with_password_file.as_ref().map(std::path::absolute);
+    let mut named = Named {
+        location: location.to_string(),
+        id: String::new(),
+        password_file: file.transpose()?,
+        password_command: args.with_password_command.clone(),
+    };
+    let (password, made) = password(home, &args.name, &mut named)?;
+    let cannot = || format!("cannot make a repository at {location}");
+    let store = home.store(&location).with_context(cannot)?;
+    let (repository, created) = match Repository::init_with(Arc::clone(&store), &password) {
+        Ok(repository) => (repository, true),
+        Err(Error::AlreadyExists { .. }) => {
+            let hint = || {
+                format!(
+                    "a repository exists at {location}, and cannot be opened with that password; \
+                     give its own with --with-password-file"
+                )
+            };
+            (
+                Repository::open_with(store, &password).with_context(hint)?,
+                false,
+            )
+        }
+        Err(other) => return Err(other).with_context(cannot),
+    };
+    named.id = repository.id();
+    // The password before what needs it.
+    let made = made.filter(|_| created);
+    if let Some(text) = &made {
+        home.keep_named_password(&args.name, text)?;
+    }
+    home.keep_named(&args.name, named.clone())?;
+    let added = Added {
+        row: Row {
+            name: args.name.clone(),
+            location: named.location,
+            id: Some(named.id),
+        },
+        created,
+        password_file: (made.as_ref()).and(named.password_file.map(|p| p.display().to_string())),
+        password: made,
+    };
+    ui.result(&added, || text(&added))
+}
+
+/// The password of a repository that is being added, and its text if it is made now.
+fn password(home: &Home, name: &str, named: &mut Named) -> Result<(Password, Option<String>)> {
+    if let Some(file) = &named.password_file {
+        return Ok((read_password(file)?, None));
+    }
+    if let Some(command) = &named.password_command {
+        return Ok((password_of_command(command)?, None));
+    }
+    let kept = home.named_password_path(name);
+    named.password_file = Some(kept.clone());
+    if kept.exists() {
+        return Ok((read_password(&kept)?, None));
+    }
+    let text = make_password()?;
+    Ok((Password::random(text.clone()), Some(text)))
+}
+
+fn text(added: &Added) -> String {
+    let verb = if added.created { "made" } else { "found" };
+    let name = &added.row.name;
+    let mut lines = vec![format!(
+        "repository {verb}: {name} at {}",
+        added.row.location
+    )];
+    if let (Some(password), Some(file)) = (&added.password, &added.password_file) {
+        lines.push(format!(
+            "password: {password}\n  Shown this once and kept in {file}. Write it down elsewhere: \
+             without it nothing there can be restored."
+        ));
+    }
+    lines.push(format!("next: vmtwin vm set VM --also {name}"));
+    lines.join("\n")
+}
