@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::server::{Answerer, handshake::Handshake, request::Request};
+use crate::server::{Answerer, Gate, handshake::Handshake, request::Request};
 use crate::{
     Error, ServedExport, ServedExtent, ServedImage,
     negotiate::Negotiation,
@@ -101,7 +101,8 @@ pub fn serve(mut bytes: &[u8]) -> io::Result<u64> {
     let Some(session) = Handshake::new(&mut bytes, io::sink(), &exports).run()? else {
         return Ok(0);
     };
-    let answerer = Answerer::new(&Sectors, session, io::sink());
+    let gate = Gate::default();
+    let answerer = Answerer::new(&Sectors, session, io::sink(), &gate);
     let mut buf = Vec::new();
     let mut answered = 0;
     while let Some(request) = Request::read(&mut bytes)? {

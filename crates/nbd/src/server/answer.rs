@@ -1,7 +1,7 @@
 //! Answers: simple and structured replies.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::handshake::{CONTEXT_ID, Session};
 use super::request::{Request, Task};
@@ -10,6 +10,8 @@ use crate::{context, wire};
 
 /// Largest chunk of data in a structured reply, bytes: what a worker holds in memory.
 const PIECE_BYTES: u64 = 1 << 20;
+/// Most reads longer than that which are in memory at once, of all connections.
+const MAX_LONG_READS: usize = 4;
 /// Most extents in one answer, and most that are looked at for it.
 const MAX_EXTENTS: usize = 4096;
 
@@ -18,17 +20,49 @@ pub(crate) struct Answerer<'a, W> {
     image: &'a dyn ServedImage,
     session: Session,
     output: Mutex<W>,
-    /// Held by who answers a long read by a simple reply, which has to be in memory as a whole.
-    long_reads: Mutex<()>,
+    gate: &'a Gate,
+}
+
+/// Lets few long reads of all connections at once be answered by simple replies, which have to be in
+/// memory as a whole.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    inside: Mutex<usize>,
+    left: Condvar,
+}
+
+impl Gate {
+    /// Waits for a place, which is given back with the value.
+    fn enter(&self) -> Inside<'_> {
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |inside: &mut usize| *inside >= MAX_LONG_READS;
+        let inside = self.left.wait_while(inside, full);
+        *inside.unwrap_or_else(PoisonError::into_inner) += 1;
+        Inside(self)
+    }
+}
+
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        *self.0.inside.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_one();
+    }
 }
 
 impl<'a, W: Write> Answerer<'a, W> {
-    pub(crate) fn new(image: &'a dyn ServedImage, session: Session, output: W) -> Self {
+    pub(crate) fn new(
+        image: &'a dyn ServedImage,
+        session: Session,
+        output: W,
+        gate: &'a Gate,
+    ) -> Self {
         Answerer {
             image,
             session,
             output: Mutex::new(output),
-            long_reads: Mutex::new(()),
+            gate,
         }
     }
 
@@ -96,11 +130,7 @@ impl<'a, W: Write> Answerer<'a, W> {
 
     fn simple_read(&self, request: &Request, buf: &mut Vec<u8>) -> io::Result<()> {
         let long = u64::from(request.len_bytes) > PIECE_BYTES;
-        let turn = long.then(|| {
-            self.long_reads
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        });
+        let inside = long.then(|| self.gate.enter());
         buf.resize(request.len_bytes as usize, 0);
         let answered = match self.image.read_at(request.offset_bytes, buf) {
             Ok(()) => self.simple(request, 0, buf),
@@ -108,7 +138,7 @@ impl<'a, W: Write> Answerer<'a, W> {
         };
         buf.truncate(PIECE_BYTES as usize);
         buf.shrink_to(PIECE_BYTES as usize);
-        drop(turn);
+        drop(inside);
         answered
     }
 
@@ -183,5 +213,31 @@ impl<'a, W: Write> Answerer<'a, W> {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         output.write_all(head)?;
         body.iter().try_for_each(|part| output.write_all(part))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn few_long_reads_at_once_whatever_the_connections() {
+        let gate = Gate::default();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    let _inside = gate.enter();
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    now.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), MAX_LONG_READS);
+        assert_eq!(*gate.inside.lock().unwrap(), 0);
     }
 }

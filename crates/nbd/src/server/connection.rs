@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::handshake::Handshake;
 use super::request::Request;
 use super::stream::{Stream, Timed};
-use super::{Answerer, ServedExport};
+use super::{Answerer, Gate, ServedExport};
 
 /// Longest handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -21,7 +21,7 @@ const QUEUE: usize = 32;
 const WORKERS: (usize, usize) = (2, 4);
 
 /// Serves a client until it goes.
-pub(super) fn serve(stream: &Stream, exports: &[ServedExport]) -> io::Result<()> {
+pub(super) fn serve(stream: &Stream, exports: &[ServedExport], gate: &Gate) -> io::Result<()> {
     let timed = Timed {
         stream,
         at: Instant::now() + HANDSHAKE_TIMEOUT,
@@ -30,7 +30,7 @@ pub(super) fn serve(stream: &Stream, exports: &[ServedExport]) -> io::Result<()>
         return Ok(());
     };
     stream.set_timeouts(None, Some(WRITE_TIMEOUT))?;
-    let answerer = Answerer::new(&*exports[session.export].image, session, stream);
+    let answerer = Answerer::new(&*exports[session.export].image, session, stream, gate);
     let workers = thread::available_parallelism().map_or(WORKERS.0, usize::from);
     let (queue, requests) = sync_channel(QUEUE);
     let requests = Mutex::new(requests);

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 pub use stream::Listener;
 
-pub(crate) use answer::Answerer;
+pub(crate) use answer::{Answerer, Gate};
 use stream::Stream;
 
 /// Connections at once; more are closed at once.
@@ -96,6 +96,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     exports: Vec<ServedExport>,
+    gate: Gate,
     /// Open connections, to be shut at the end.
     open: Mutex<HashMap<u64, Arc<Stream>>>,
 }
@@ -116,6 +117,7 @@ impl Server {
         }
         Ok(Server {
             exports,
+            gate: Gate::default(),
             open: Mutex::default(),
         })
     }
@@ -140,7 +142,7 @@ impl Server {
                         };
                         let spawned = thread::Builder::new().spawn_scoped(scope, move || {
                             // Its errors are the client's own doing, and its own loss.
-                            let _ = connection::serve(&stream, &self.exports);
+                            let _ = connection::serve(&stream, &self.exports, &self.gate);
                             stream.shut();
                             self.connections().remove(&number);
                         });

@@ -117,6 +117,66 @@ fn config_and_keys() {
     read_all(&test, &image).unwrap();
 }
 
+/// Each object deleted, and swapped with others of the same repository and of another one.
+#[test]
+fn deleted_and_swapped_config_and_keys() {
+    let (test, image) = prepared();
+    let (other, _) = prepared();
+    let password = Password::from(PASSWORD);
+    let one_of = |test: &TestRepository, folder: &str| {
+        let path = test.path().join(folder);
+        match path.is_file() {
+            true => path,
+            false => crate::common::files(&path).remove(0),
+        }
+    };
+    for folder in ["config", "keys"] {
+        let path = one_of(&test, folder);
+        let whole = std::fs::read(&path).unwrap();
+        let snapshot = std::fs::read(one_of(&test, "snapshots")).unwrap();
+        let foreign = std::fs::read(one_of(&other, folder)).unwrap();
+        for (what, content) in [
+            ("deleted", None),
+            ("a snapshot", Some(snapshot)),
+            ("of another repository", Some(foreign)),
+        ] {
+            std::fs::remove_file(&path).unwrap();
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let error = Repository::open_with(Arc::clone(&test.store) as _, &password)
+                .expect_err(what)
+                .to_string();
+            let named = match (folder, what) {
+                ("config", "deleted") => "no repository",
+                ("keys", "deleted") => "it has no keys",
+                _ => "damaged",
+            };
+            assert!(error.contains(named), "{folder} {what}: {error}");
+            let _ = std::fs::remove_file(&path);
+            std::fs::write(&path, &whole).unwrap();
+        }
+    }
+    read_all(&test, &image).unwrap();
+}
+
+/// One of another repository, which our keys do not open.
+#[test]
+fn a_swapped_lock_hinders_and_is_removed() {
+    let (test, image) = prepared();
+    let (other, _) = prepared();
+    let held = other.repository.hold_lock(LockMode::Exclusive).unwrap();
+    let foreign = crate::common::files(&other.path().join("locks")).remove(0);
+    let here = test.path().join("locks").join(foreign.file_name().unwrap());
+    std::fs::copy(&foreign, here).unwrap();
+    // In doubt somebody may be at work.
+    let result = read_all(&test, &image);
+    assert!(matches!(result, Err(Error::Damaged { .. })), "{result:?}");
+    assert_eq!(test.repository.remove_stale_locks().unwrap(), 1);
+    read_all(&test, &image).unwrap();
+    drop(held);
+}
+
 #[test]
 fn locks() {
     let (test, image) = prepared();
