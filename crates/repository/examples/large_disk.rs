@@ -5,6 +5,8 @@
 //! bytes, the rest holes. It is backed up; then as many blocks at other places are written and it is
 //! backed up again by what changed; then those same blocks once more. The repository in FOLDER is
 //! removed at the end.
+//!
+//! `large_disk FOLDER GIB PER_MILLE POINTS`: then so many points more, and what `stats` takes over all.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -116,6 +118,22 @@ fn main() -> Result<(), Box<dyn StdError>> {
     for (name, seed) in [("change", 2), ("again", 3)] {
         disk.write(&changed, seed);
         report(name, &repository, &folder, &disk)?;
+    }
+    let points: u64 = arguments.next().map_or(Ok(0), |text| text.parse())?;
+    for number in 0..points {
+        disk.write(&places(), 4 + number);
+        backup(&repository, &disk)?;
+        if [points / 4, points / 2, points].contains(&(number + 1)) {
+            let began = Instant::now();
+            let usage = repository.usage(&|_| Some("disk".to_owned()), &NoProgress)?;
+            println!(
+                "stats of {} points, {} MiB used: {:.2} s, peak memory {} MiB",
+                number + 4,
+                usage.used_bytes >> 20,
+                began.elapsed().as_secs_f64(),
+                peak_mib()?,
+            );
+        }
     }
     fs::remove_dir_all(&folder)?;
     Ok(())
