@@ -20,6 +20,7 @@ pub mod host;
 pub mod wire;
 
 pub use host::{
-    Appliance, ApplianceError, DiskSource, Extracted, Extraction, FileToWriter, MAX_DISKS, Settings,
+    Appliance, ApplianceError, DiskSource, Extracted, Extraction, FileToWriter, MAX_DISKS,
+    Settings, default_kernel,
 };
 pub use wire::{Entry, EntryKind, FileSystem, Name};

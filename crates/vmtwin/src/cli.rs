@@ -126,6 +126,23 @@ pub(crate) enum Command {
         needed by hand. It never touches what a backup that still runs is using."
     )]
     Recover,
+    /// Look whether this host has what backups need, and say how to mend what it has not
+    #[command(
+        after_help = "Nothing is changed. Exit code 3 with warnings, 1 where backups do not work."
+    )]
+    Doctor,
+    /// Print what a shell completes commands by
+    #[command(after_help = "Example:\n  vmtwin completions bash >/etc/bash_completion.d/vmtwin")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a folder
+    #[command(after_help = "Example:\n  vmtwin man /usr/local/share/man/man1")]
+    Man {
+        /// Folder; made if it is not there
+        dir: PathBuf,
+    },
     /// The pause guard (internal)
     #[command(name = "pause-guard", hide = true)]
     PauseGuard,

@@ -96,6 +96,10 @@ impl Kernel {
                 modules: modules.ok_or(ApplianceError::NoKernel)?,
             });
         }
+        Self::best()
+    }
+
+    fn best() -> Result<Kernel, ApplianceError> {
         let mut found = installed();
         let running = rustix::system::uname()
             .release()
@@ -125,6 +129,14 @@ impl Kernel {
         }
         Ok((plan, modules.read))
     }
+}
+
+/// The kernel that a machine gets where none is set.
+///
+/// # Errors
+/// [`ApplianceError::NoKernel`].
+pub fn default_kernel() -> Result<PathBuf, ApplianceError> {
+    Kernel::best().map(|kernel| kernel.image)
 }
 
 fn version_of(image: &Path) -> Option<&str> {

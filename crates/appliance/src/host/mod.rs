@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use error::ApplianceError;
 pub use extract::{Extracted, Extraction, OnProgress};
+pub use kernel::default_kernel;
 pub use machine::{Appliance, MAX_DISKS};
 pub use receive::{FileToWriter, Receiver};
 

@@ -2,11 +2,13 @@
 
 pub(crate) mod catalog;
 pub(crate) mod cluster;
+pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod files;
 pub(crate) mod init;
 pub(crate) mod repo;
 pub(crate) mod restore;
+pub(crate) mod shell;
 pub(crate) mod snapshot;
 pub(crate) mod upkeep;
 pub(crate) mod vm;
