@@ -19,6 +19,7 @@ pub(crate) struct Cli {
 const TOP_EXAMPLES: &str = "Examples:
   vmtwin init                                     make a repository and a catalog
   vmtwin vm add web01 --qmp /run/web01.qmp        put a guest into the table
+  vmtwin vm add --libvirt qemu:///system          follow all guests of libvirt
   vmtwin backup web01                             back it up while it runs
   vmtwin snapshot list
   vmtwin restore latest --to /var/restored --run  start it from the point
@@ -126,6 +127,14 @@ pub(crate) enum Command {
     /// The restore guard (internal)
     #[command(name = "restore-guard", hide = true)]
     RestoreGuard,
+    /// QMP on stdin, through libvirt (internal)
+    #[command(name = "libvirt-monitor", hide = true)]
+    LibvirtMonitor {
+        /// Of libvirt
+        uri: String,
+        /// Of the domain
+        uuid: String,
+    },
 }
 
 pub(crate) use crate::cluster::cli::ClusterCommand;
@@ -177,16 +186,23 @@ pub(crate) enum CatalogCommand {
 pub(crate) enum VmCommand {
     /// Put a guest into the table
     #[command(
-        after_help = "Example:\n  vmtwin vm add web01 --qmp /run/web01.qmp\n\nQEMU must \
+        after_help = "Examples:\n  vmtwin vm add --libvirt qemu:///system\n  vmtwin vm add web01 \
+        --libvirt qemu:///system\n  vmtwin vm add web01 --qmp /run/web01.qmp\n\nA guest of libvirt \
+        needs nothing. With no name all domains are added, and new ones later by themselves.\n\n\
+        With --qmp, QEMU must \
         have been started with a monitor of its own for vmtwin, since a monitor serves one client \
         at a time:\n  -qmp unix:/run/web01.qmp,server=on,wait=off"
     )]
     Add {
-        /// Name in the table
-        name: String,
+        /// Name in the table; a domain has its name in libvirt
+        #[arg(required_unless_present = "libvirt")]
+        name: Option<String>,
         /// QMP socket of the guest
-        #[arg(long, value_name = "SOCKET")]
-        qmp: PathBuf,
+        #[arg(long, value_name = "SOCKET", required_unless_present = "libvirt")]
+        qmp: Option<PathBuf>,
+        /// Connection to the libvirt of this host
+        #[arg(long, value_name = "URI", conflicts_with = "qmp")]
+        libvirt: Option<String>,
     },
     /// List the guests, as QEMU reports them now
     List,
@@ -213,7 +229,11 @@ pub(crate) enum VmCommand {
     /// Take a guest out of the table; its snapshots stay
     Remove {
         /// Name in the table
-        name: String,
+        #[arg(required_unless_present = "libvirt")]
+        name: Option<String>,
+        /// Follow this libvirt no more, and take all its guests out
+        #[arg(long, value_name = "URI", conflicts_with = "name")]
+        libvirt: Option<String>,
     },
 }
 

@@ -16,6 +16,7 @@ mod failpoint;
 mod home;
 mod isolated;
 mod journal;
+mod libvirt;
 mod recover;
 mod restore;
 mod settle;
@@ -48,8 +49,12 @@ fn main() {
     match cli.command {
         Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
         Command::RestoreGuard => std::process::exit(restore::run_guard()),
+        Command::LibvirtMonitor { ref uri, ref uuid } => {
+            std::process::exit(libvirt::relay::run(uri, uuid))
+        }
         _ => {}
     }
+    libvirt::enable();
     init_logging();
     let code = match run(&cli) {
         Ok(code) => code,
@@ -110,11 +115,12 @@ fn run(cli: &Cli) -> Result<i32> {
             };
             with_catalog(&cx, &cli.command)
         }
-        Command::PauseGuard | Command::RestoreGuard => Ok(0),
+        Command::PauseGuard | Command::RestoreGuard | Command::LibvirtMonitor { .. } => Ok(0),
     }
 }
 
 fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
+    libvirt::table::follow(cx)?;
     match command {
         Command::Vm(args) => {
             recover::dead_jobs(cx)?;

@@ -43,6 +43,7 @@ use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
+use crate::libvirt::monitor_of;
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -206,7 +207,7 @@ struct Captured {
 
 impl Work<'_> {
     fn run(mut self) -> Result<()> {
-        let address = PathBuf::from(&self.vm.connection.address);
+        let address = monitor_of(self.vm);
         let mut qmp = match Qmp::connect(&address, CONNECT_TIMEOUT) {
             Err(gone) if gone.is_gone() => return self.run_stopped(gone),
             other => other?,
