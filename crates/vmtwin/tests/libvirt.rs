@@ -11,7 +11,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmtwin_testkit::{DiskFormat, DiskLedger, LibvirtGuest, LibvirtHost, Mode, assert_one_instant};
+use vmtwin_testkit::{
+    DiskFormat, DiskLedger, LibvirtGuest, LibvirtHost, Mode, all_tests_wanted, assert_one_instant,
+    run,
+};
 
 use common::{PASSWORD, Vmtwin, code, document, text, told};
 
@@ -88,24 +91,65 @@ impl Inside {
         serde_json::from_str(&answer).unwrap()
     }
 
+    fn wait_for_no_job(&self, guest: &str) {
+        let busy = || {
+            let jobs = self.monitor(guest, r#"{"execute":"query-block-jobs"}"#);
+            jobs["return"] != serde_json::json!([])
+        };
+        let begun = Instant::now();
+        while busy() {
+            assert!(begun.elapsed() < PATIENCE, "a job goes on");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Backs a guest up that stands still: what is restored is what its images hold.
+    fn compare_while_suspended(&self, guest: &str, to: &str) {
+        self.host.virsh(&["suspend", guest]);
+        let report = self.backup(guest, "crash");
+        let id = report["snapshot"].as_str().unwrap();
+        let dir = self.vmtwin.path(&format!("{to}-still"));
+        let restored = self.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
+        let images = self.host.virsh(&["domblklist", guest]);
+        let images: Vec<&str> = images
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1))
+            .collect();
+        let disks = restored["disks"].as_array().unwrap();
+        assert_eq!(disks.len(), images.len());
+        for (disk, image) in disks.iter().zip(images) {
+            let mut compare = self.host.command("qemu-img");
+            compare.args(["compare", "-U", "-f", "raw", "-F", "qcow2"]);
+            run(compare.arg(disk["path"].as_str().unwrap()).arg(image));
+        }
+        self.host.virsh(&["resume", guest]);
+    }
+
+    fn wait_for_export(&self, guest: &str) {
+        let begun = Instant::now();
+        loop {
+            let exports = self.monitor(guest, r#"{"execute":"query-block-exports"}"#);
+            if exports.to_string().contains("vmtwin-") {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nothing is exported");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// The guest runs, and QEMU holds nothing of ours but bitmaps.
     fn assert_clean(&self, guest: &LibvirtGuest) {
         let name = guest.name();
         assert_eq!(self.host.virsh(&["domstate", name]).trim(), "running");
-        for query in [
-            "query-named-block-nodes",
-            "query-block-exports",
-            "query-fdsets",
-            "query-block-jobs",
+        for (query, key) in [
+            ("query-named-block-nodes", "node-name"),
+            ("query-block-exports", "id"),
         ] {
-            let mut answer = self.monitor(name, &format!("{{\"execute\":\"{query}\"}}"));
-            for node in answer["return"].as_array_mut().unwrap() {
-                if let Some(node) = node.as_object_mut() {
-                    node.remove("dirty-bitmaps");
-                }
-            }
-            let ours = answer.to_string().contains("vmtwin-");
-            assert!(!ours, "{query}: {answer}");
+            let answer = self.monitor(name, &format!("{{\"execute\":\"{query}\"}}"));
+            let all = answer["return"].as_array().unwrap().iter();
+            let mut names = all.filter_map(|one| one[key].as_str());
+            let ours = names.find(|name| name.starts_with("vmtwin-"));
+            assert_eq!(ours, None, "{query}");
         }
         let sets = self.monitor(name, r#"{"execute":"query-fdsets"}"#);
         let ours = |set: &Value| set["fdset-id"].as_u64() >= Some(1 << 30);
@@ -146,6 +190,164 @@ fn a_guest_of_libvirt_is_backed_up() {
         inside.assert_clean(&guest);
     }
     inside.vmtwin.restic(&["check", "--read-data"]);
+}
+
+/// libvirt's own operations after a backup of ours, and a backup of ours after each.
+#[test]
+fn libvirts_own_operations_work_between_backups() {
+    let Some(inside) = Inside::start("between") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    inside.compare_while_suspended("ticker", "first");
+    let copy = text(&inside.host.file("copy.qcow2")).to_owned();
+    let saved = text(&inside.host.file("saved")).to_owned();
+    let backup = inside.host.file("backup.xml");
+    let target = inside.host.file("backup.qcow2");
+    let xml = format!(
+        "<domainbackup mode='push'><disks><disk name='vda' type='file'><driver type='qcow2'/>\
+         <target file='{}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
+        target.display()
+    );
+    std::fs::write(&backup, xml).unwrap();
+    let operations: [&[&[&str]]; 5] = [
+        &[&[
+            "snapshot-create-as",
+            "ticker",
+            "one",
+            "--disk-only",
+            "--no-metadata",
+        ]],
+        &[
+            &[
+                "blockcommit",
+                "ticker",
+                "vda",
+                "--active",
+                "--pivot",
+                "--wait",
+            ],
+            &[
+                "blockcommit",
+                "ticker",
+                "vdb",
+                "--active",
+                "--pivot",
+                "--wait",
+            ],
+        ],
+        &[&[
+            "blockcopy",
+            "ticker",
+            "vda",
+            "--dest",
+            &copy,
+            "--transient-job",
+            "--wait",
+            "--pivot",
+        ]],
+        &[&["backup-begin", "ticker", text(&backup)]],
+        &[&["save", "ticker", &saved], &["restore", &saved]],
+    ];
+    // The first two show that an image that is not the earlier one is noticed.
+    let count = if all_tests_wanted() {
+        operations.len()
+    } else {
+        2
+    };
+    for operation in &operations[..count] {
+        for command in *operation {
+            let said = inside.host.try_virsh(command);
+            assert!(said.is_ok(), "{command:?}: {said:?}");
+        }
+        inside.wait_for_no_job("ticker");
+        let name = operation[0][0];
+        let report = inside.backup("ticker", "state");
+        eprintln!("{name}: {}", report["disks"]);
+        let id = report["snapshot"].as_str().unwrap();
+        assert_one_instant(None, &inside.ledgers(id, name));
+        inside.assert_clean(&guest);
+        inside.compare_while_suspended("ticker", name);
+        inside.assert_clean(&guest);
+    }
+}
+
+/// While a backup of ours reads: a snapshot by libvirt works, a backup by libvirt is refused or
+/// works, and ours is what it was. While libvirt works, ours is refused.
+#[test]
+fn operations_at_the_same_time_work_or_are_refused() {
+    let Some(inside) = Inside::start("beside") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let mut ours = inside.command(&["backup", "ticker", "--consistency", "crash", "--json"]);
+    ours.env("VMTWIN_FAILPOINT", "read virtio-disk0=sleep:8000");
+    let ours = ours.stdout(Stdio::piped()).spawn().unwrap();
+    inside.wait_for_export("ticker");
+    let snapshot = [
+        "snapshot-create-as",
+        "ticker",
+        "one",
+        "--disk-only",
+        "--no-metadata",
+    ];
+    inside.host.virsh(&snapshot);
+    let pull = inside.host.file("pull.xml");
+    let server = inside.host.file("pull.sock");
+    let xml = format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{}'/></domainbackup>",
+        server.display()
+    );
+    std::fs::write(&pull, xml).unwrap();
+    let pulled = inside
+        .host
+        .try_virsh(&["backup-begin", "ticker", text(&pull)]);
+    let said = format!("{:#}", pulled.unwrap_err());
+    assert!(said.contains("NBD server already running"), "{said}");
+    // A backup that libvirt writes by itself goes on beside ours.
+    inside.host.virsh(&["backup-begin", "ticker"]);
+    let output = ours.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    inside.wait_for_no_job("ticker");
+    let report = document(&output)[0].clone();
+    let disks = inside.ledgers(report["snapshot"].as_str().unwrap(), "beside");
+    assert_one_instant(None, &disks);
+    inside.assert_clean(&guest);
+
+    inside.host.virsh(&["backup-begin", "ticker", text(&pull)]);
+    let refused = inside.run(&["backup", "ticker", "--consistency", "crash"]);
+    assert_eq!(code(&refused), 1);
+    assert!(
+        told(&refused).contains("backup job works on a disk"),
+        "{}",
+        told(&refused)
+    );
+    inside.host.virsh(&["domjobabort", "ticker"]);
+    inside.wait_for_no_job("ticker");
+    inside.backup("ticker", "crash");
+    inside.assert_clean(&guest);
+}
+
+/// libvirtd is killed while a backup reads: the guest and the backup go on, and nothing is left.
+#[test]
+fn a_backup_outlives_libvirtd() {
+    let Some(inside) = Inside::start("outlives") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 1);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let mut ours = inside.command(&["backup", "ticker", "--consistency", "crash", "--json"]);
+    ours.env("VMTWIN_FAILPOINT", "read virtio-disk0=sleep:4000");
+    let ours = ours.stdout(Stdio::piped()).spawn().unwrap();
+    inside.wait_for_export("ticker");
+    inside.host.kill_libvirtd();
+    std::thread::sleep(Duration::from_secs(6));
+    inside.host.start_libvirtd();
+    let output = ours.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    inside.assert_clean(&guest);
 }
 
 /// A domain that is defined later is there by itself; names and states follow libvirt's.

@@ -43,7 +43,7 @@ use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
-use crate::libvirt::monitor_of;
+use crate::libvirt::{monitor_of, refuse_while_busy};
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -212,6 +212,7 @@ impl Work<'_> {
             Err(gone) if gone.is_gone() => return self.run_stopped(gone),
             other => other?,
         };
+        refuse_while_busy(&mut qmp, self.vm)?;
         let machine = inspect(&mut qmp)?;
         update_table(self.cx.db, self.vm, &machine)?;
         let promise = self.choose_promise(&machine)?;

@@ -15,9 +15,30 @@ pub(crate) mod table;
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
+use serde_json::Value;
 use vmtwin_catalog::{ConnectionKind, Vm};
+use vmtwin_hypervisor::qmp::Qmp;
 
 pub(crate) use address::{Address, enable};
+
+/// Refuses while libvirt works on the guest's disks or moves it: what we put between a device and
+/// its disk would be in the way of its job.
+pub(crate) fn refuse_while_busy(qmp: &mut Qmp, vm: &Vm) -> Result<()> {
+    if !qmp.is_relayed() {
+        return Ok(());
+    }
+    let jobs = qmp.execute("query-block-jobs", Value::Null)?;
+    if let Some(job) = jobs.as_array().and_then(|jobs| jobs.first()) {
+        let kind = job["type"].as_str().unwrap_or("block");
+        let name = &vm.name;
+        bail!(
+            "a {kind} job works on a disk of {name}; try again when it has ended (virsh domjobinfo \
+             {name}, virsh domblklist {name} and virsh blockjob {name} DISK show it)"
+        );
+    }
+    Ok(())
+}
 
 /// Where a guest's monitor is: the path of a socket, or what a relay is started for.
 pub(crate) fn monitor_of(vm: &Vm) -> PathBuf {
