@@ -190,6 +190,34 @@ fn a_guest_of_libvirt_is_backed_up() {
         inside.assert_clean(&guest);
     }
     inside.vmtwin.restic(&["check", "--read-data"]);
+    is_defined_again(&inside, uuid.trim());
+}
+
+/// A copy beside the original, on the disks of the newest snapshot. It starts, and writes.
+fn is_defined_again(inside: &Inside, uuid: &str) {
+    let dir = inside.host.file("copy");
+    let restore = ["restore", "latest", "--to", text(&dir), "--libvirt", URI];
+    let refused = inside.run(&restore);
+    assert_eq!(code(&refused), 1);
+    assert!(told(&refused).contains("--as NAME"), "{}", told(&refused));
+    assert!(!dir.exists());
+    let report = inside.json(&[&restore[..], &["--as", "copy"]].concat());
+    assert_eq!(report["domain"], "copy");
+    let host = &inside.host;
+    assert_ne!(host.virsh(&["domuuid", "copy"]).trim(), uuid);
+    let disks = host.virsh(&["domblklist", "copy"]);
+    assert_eq!(disks.matches(text(&dir)).count(), 2, "{disks}");
+    host.virsh(&["start", "copy"]);
+    let begun = Instant::now();
+    let writes = || host.virsh(&["domblkstat", "copy", "vda"]);
+    while !writes()
+        .lines()
+        .any(|l| l.contains("wr_req") && !l.ends_with(" 0"))
+    {
+        assert!(begun.elapsed() < PATIENCE, "{}", writes());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "running");
 }
 
 /// libvirt's own operations after a backup of ours, and a backup of ours after each.

@@ -43,7 +43,7 @@ use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
-use crate::libvirt::{monitor_of, refuse_while_busy};
+use crate::libvirt::{definition, definition_of, monitor_of, refuse_while_busy};
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -126,6 +126,7 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
         job: &job,
         report,
         begun,
+        definition: None,
     }
     .run();
     report.seconds.total = begun.elapsed().as_secs_f64();
@@ -176,6 +177,8 @@ struct Work<'a> {
     job: &'a JobId,
     report: &'a mut BackupReport,
     begun: Instant,
+    /// libvirt's, where it is a guest of libvirt.
+    definition: Option<String>,
 }
 
 /// What a backup promises, and the twin that keeps it.
@@ -207,6 +210,10 @@ struct Captured {
 
 impl Work<'_> {
     fn run(mut self) -> Result<()> {
+        match definition_of(self.vm) {
+            Ok(definition) => self.definition = definition,
+            Err(error) => self.warn(format!("its definition is not stored: {error:#}")),
+        }
         let address = monitor_of(self.vm);
         let mut qmp = match Qmp::connect(&address, CONNECT_TIMEOUT) {
             Err(gone) if gone.is_gone() => return self.run_stopped(gone),
@@ -290,6 +297,9 @@ impl Work<'_> {
             &backup,
             files.map(|f| (PathBuf::from(&f.path), f.stored_as.as_str())),
         )?;
+        if let Some(definition) = &self.definition {
+            backup.add_bytes(definition::STORED_AS, definition.as_bytes())?;
+        }
         failpoint::pass("snapshot")?;
         let mut meta = store::meta(&content, captured.time);
         meta.tags.extend(self.args.tags.iter().cloned());

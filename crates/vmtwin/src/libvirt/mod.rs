@@ -9,6 +9,8 @@
 //! that the binary serves hosts without it.
 
 mod address;
+pub(crate) mod define;
+pub(crate) mod definition;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod table;
@@ -21,6 +23,16 @@ use vmtwin_catalog::{ConnectionKind, Vm};
 use vmtwin_hypervisor::qmp::Qmp;
 
 pub(crate) use address::{Address, enable};
+
+/// The definition of a guest of libvirt, with passwords of its displays; `None` for other guests.
+pub(crate) fn definition_of(vm: &Vm) -> Result<Option<String>> {
+    if vm.connection.kind != ConnectionKind::Libvirt {
+        return Ok(None);
+    }
+    let libvirt = vmtwin_libvirt::Connection::open(&vm.connection.address)?;
+    let domain = libvirt.domain_by_uuid(vm.id.as_str())?;
+    Ok(Some(domain.definition()?))
+}
 
 /// Refuses while libvirt works on the guest's disks or moves it: what we put between a device and
 /// its disk would be in the way of its job.
