@@ -361,6 +361,10 @@ fn operations_at_the_same_time_work_or_are_refused() {
 /// libvirtd is killed while a backup reads: the guest and the backup go on, and nothing is left.
 #[test]
 fn a_backup_outlives_libvirtd() {
+    if !all_tests_wanted() {
+        eprintln!("not run: one of the long tests");
+        return;
+    }
     let Some(inside) = Inside::start("outlives") else {
         return;
     };
@@ -376,6 +380,92 @@ fn a_backup_outlives_libvirtd() {
     let output = ours.wait_with_output().unwrap();
     assert_eq!(code(&output), 0, "{}", told(&output));
     inside.assert_clean(&guest);
+}
+
+/// vmtwin is killed at steps of a backup, and libvirtd with it: the guest runs on, recovery says so
+/// while libvirtd is gone, and undoes all once it is back.
+#[test]
+fn a_killed_backup_is_undone_through_libvirt() {
+    let Some(inside) = Inside::start("undone") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let steps = ["exports", "files virtio-disk1", "pause", "resumed"];
+    let count = if all_tests_wanted() { steps.len() } else { 1 };
+    for step in &steps[..count] {
+        let mut ours = inside.command(&["backup", "ticker", "--consistency", "state"]);
+        let output = ours
+            .env("VMTWIN_FAILPOINT", format!("{step}=kill"))
+            .output()
+            .unwrap();
+        assert_ne!(code(&output), 0, "{step}");
+        if *step == "exports" {
+            inside.host.kill_libvirtd();
+            let failed = inside.run(&["recover"]);
+            assert_eq!(code(&failed), 1, "{}", told(&failed));
+            inside.host.start_libvirtd();
+        }
+        guest.wait_for_more("n=", PATIENCE);
+        inside.json(&["recover"]);
+        inside.assert_clean(&guest);
+    }
+    inside.backup("ticker", "state");
+    inside.assert_clean(&guest);
+}
+
+/// Prints how long guests stand still, by QEMU's own events; it judges nothing, since machines
+/// differ: cargo test --release -p vmtwin --test libvirt pauses -- --ignored --nocapture
+#[test]
+#[ignore = "a measurement"]
+fn pauses_beside_libvirts_own() {
+    let Some(inside) = Inside::start("pauses") else {
+        return;
+    };
+    let _guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let rounds = 15;
+    for consistency in ["state", "crash"] {
+        let pause = |_| {
+            inside.backup("ticker", consistency)["pause_ms"]
+                .as_f64()
+                .unwrap()
+        };
+        print_sorted(consistency, (0..rounds).map(pause).collect());
+    }
+    let connection = vmtwin_libvirt::Connection::open(&inside.host.uri()).unwrap();
+    let domain = connection.domain("ticker").unwrap();
+    let memory = text(&inside.host.file("memory")).to_owned();
+    let snapshot = |round: i32| {
+        let events = domain.follow_monitor(None).unwrap();
+        let (name, memory) = (format!("s{round}"), format!("{memory}{round}"));
+        let mut command = vec![
+            "snapshot-create-as",
+            "ticker",
+            &name,
+            "--no-metadata",
+            "--live",
+        ];
+        command.extend(["--memspec", &memory]);
+        inside.host.virsh(&command);
+        let (mut stopped, mut resumed) = (0, 0);
+        while let Some(event) = events.next(Duration::from_millis(300)) {
+            match event.name.as_str() {
+                "STOP" => stopped = event.time_us,
+                "RESUME" => resumed = event.time_us,
+                _ => {}
+            }
+        }
+        std::time::Duration::from_micros(resumed - stopped).as_secs_f64() * 1000.0
+    };
+    print_sorted("snapshot --memspec --live", (0..5).map(snapshot).collect());
+}
+
+fn print_sorted(what: &str, mut pauses_ms: Vec<f64>) {
+    pauses_ms.sort_by(f64::total_cmp);
+    let (first, last) = (pauses_ms[0], pauses_ms[pauses_ms.len() - 1]);
+    let median = pauses_ms[pauses_ms.len() / 2];
+    eprintln!("{what}: median {median:.1} ms, {first:.1} to {last:.1}");
 }
 
 /// A domain that is defined later is there by itself; names and states follow libvirt's.
