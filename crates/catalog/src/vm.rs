@@ -278,6 +278,27 @@ impl Catalog {
         self.commit(write).await
     }
 
+    /// Gives a VM another name. [`Error::Exists`] if it is taken.
+    pub async fn rename_vm(&self, id: &VmId, name: &str) -> Result<()> {
+        check_name(name)?;
+        let mut write = self.write().await?;
+        lock(&mut write, id).await?;
+        let renamed = query("UPDATE vm SET name = $2 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(name)
+            .execute(&mut write)
+            .await;
+        match renamed {
+            Ok(_) => self.commit(write).await,
+            Err(error) if is(&error, sqlx::error::ErrorKind::UniqueViolation) => {
+                Err(Error::Exists {
+                    name: name.to_owned(),
+                })
+            }
+            Err(error) => Err(database("rename a VM")(error)),
+        }
+    }
+
     /// Records whether a VM runs.
     pub async fn set_state(&self, id: &VmId, state: VmState) -> Result<()> {
         let mut write = self.write().await?;

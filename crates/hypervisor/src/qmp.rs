@@ -8,6 +8,8 @@
 //! Replies are matched by `id`; a reply with a foreign id belongs to the pause guard, which shares
 //! this socket, and is dropped. Events are kept in order with QEMU's own time stamps.
 
+pub mod relay;
+
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,6 +27,8 @@ use serde_json::{Value, json};
 const MAX_LINE_BYTES: usize = 32 << 20;
 /// Most events kept when nobody takes them; older ones are dropped.
 const MAX_EVENTS: usize = 4096;
+/// How long a relay may take to greet: a libvirtd that was just started answers late.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(40);
 /// How long a command may take unless the caller says otherwise.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,6 +49,14 @@ pub enum QmpError {
     Busy {
         /// The socket.
         path: PathBuf,
+    },
+    /// Who passes commands on to QEMU cannot reach it.
+    #[error("cannot reach {path}: {reason}")]
+    Relay {
+        /// The address.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// QEMU refused a command.
     #[error("QEMU refused {command}: {message}")]
@@ -129,6 +141,7 @@ pub struct Qmp {
     replies: VecDeque<(u64, Value)>,
     next_id: u64,
     peer: Peer,
+    relayed: bool,
 }
 
 /// The process at the other end of a monitor socket.
@@ -145,14 +158,24 @@ impl Qmp {
     ///
     /// # Errors
     /// [`QmpError::Gone`] where nothing listens, [`QmpError::Busy`] where no greeting comes.
+    /// Through a relay it is [`QmpError::Relay`] where that cannot reach it.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Qmp, QmpError> {
+        if let Some(stream) = relay::start(path) {
+            return Qmp::through_relay(stream?, path);
+        }
         let stream = connect_socket(path, timeout)?;
         let credentials = sockopt::socket_peercred(&stream).map_err(std::io::Error::from)?;
         let peer = Peer {
             pid: credentials.pid.as_raw_nonzero().get().unsigned_abs(),
             uid: credentials.uid.as_raw(),
         };
-        let mut qmp = Qmp {
+        let mut qmp = Qmp::over(stream, path, peer, false);
+        qmp.greet(timeout)?;
+        Ok(qmp)
+    }
+
+    fn over(stream: UnixStream, path: &Path, peer: Peer, relayed: bool) -> Qmp {
+        Qmp {
             stream,
             path: path.to_owned(),
             buffer: Vec::new(),
@@ -161,9 +184,28 @@ impl Qmp {
             replies: VecDeque::new(),
             next_id: 1,
             peer,
-        };
-        qmp.greet(timeout)?;
+            relayed,
+        }
+    }
+
+    /// A relay tells who is at the other end, and bounds by itself how long it tries to reach it.
+    fn through_relay(stream: UnixStream, path: &Path) -> Result<Qmp, QmpError> {
+        let nobody = Peer { pid: 0, uid: 0 };
+        let mut qmp = Qmp::over(stream, path, nobody, true);
+        let greeting = qmp.read_message(Instant::now() + RELAY_TIMEOUT)?;
+        let greeting = greeting.ok_or_else(|| QmpError::Relay {
+            path: path.to_owned(),
+            reason: format!("no answer within {} s", RELAY_TIMEOUT.as_secs()),
+        })?;
+        qmp.peer = relay::peer(&greeting, path)?;
         Ok(qmp)
+    }
+
+    /// Whether somebody else passes commands on: QEMU runs as another user perhaps, in namespaces
+    /// of its own, and takes files from us by descriptor only.
+    #[must_use]
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 
     /// Connects to a QEMU that has just been started: it makes the socket's name an instant before

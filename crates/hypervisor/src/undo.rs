@@ -68,6 +68,13 @@ pub enum Undo {
         /// Our exports' ids.
         exports: Vec<String>,
     },
+    /// Take a set of file descriptors back that QEMU holds for us.
+    FdSet {
+        /// The guest.
+        guest: GuestRef,
+        /// The set's id.
+        id: u64,
+    },
     /// Remove a dirty bitmap.
     Bitmap {
         /// The guest.
@@ -133,6 +140,7 @@ impl Undo {
             Undo::Migration { .. } => "end the memory capture".into(),
             Undo::Disk { filter_node, .. } => format!("remove filter {filter_node}"),
             Undo::NbdServer { .. } => "stop the NBD exports".into(),
+            Undo::FdSet { id, .. } => format!("take file set {id} back"),
             Undo::Bitmap { name, node, .. } => format!("remove bitmap {name} of {node}"),
             Undo::Process { argument } => format!("end the process on {}", argument.display()),
             Undo::DeletePath { path } => format!("delete {}", path.display()),
@@ -184,6 +192,10 @@ impl Undo {
                 ..
             } => remove_filter(qmp, qdev, access_node, filter_node, scratch_node),
             Undo::NbdServer { exports, .. } => stop_nbd(qmp, exports),
+            // Refused where there is none (any more).
+            Undo::FdSet { id, .. } => {
+                ignore_refusal(qmp.execute("remove-fd", json!({"fdset-id": id})))
+            }
             Undo::Bitmap { node, name, .. } => bitmap::remove(qmp, node, name),
             Undo::Process { .. } | Undo::DeletePath { .. } => Ok(()),
         };
@@ -205,6 +217,7 @@ impl Undo {
             | Undo::Migration { guest, .. }
             | Undo::Disk { guest, .. }
             | Undo::NbdServer { guest, .. }
+            | Undo::FdSet { guest, .. }
             | Undo::Bitmap { guest, .. } => Some(guest),
             Undo::Process { .. } | Undo::DeletePath { .. } => None,
         }
@@ -216,6 +229,7 @@ impl Undo {
             Undo::Migration { .. } => "the memory capture",
             Undo::Disk { .. } => "a disk's filter",
             Undo::NbdServer { .. } => "the NBD exports",
+            Undo::FdSet { .. } => "a set of files",
             Undo::Bitmap { .. } => "a dirty bitmap",
             Undo::Process { .. } => "a process",
             Undo::DeletePath { .. } => "a file",

@@ -22,6 +22,7 @@ pub(crate) struct Cli {
 const TOP_EXAMPLES: &str = "Examples:
   vmtwin init                                     make a repository and a catalog
   vmtwin vm add web01 --qmp /run/web01.qmp        put a guest into the table
+  vmtwin vm add --libvirt qemu:///system          follow all guests of libvirt
   vmtwin backup web01                             back it up while it runs
   vmtwin snapshot list
   vmtwin restore latest --to /var/restored --run  start it from the point
@@ -152,6 +153,14 @@ pub(crate) enum Command {
     /// The restore guard (internal)
     #[command(name = "restore-guard", hide = true)]
     RestoreGuard,
+    /// QMP on stdin, through libvirt (internal)
+    #[command(name = "libvirt-monitor", hide = true)]
+    LibvirtMonitor {
+        /// Of libvirt
+        uri: String,
+        /// Of the domain
+        uuid: String,
+    },
 }
 
 pub(crate) use crate::cluster::cli::ClusterCommand;
@@ -203,16 +212,23 @@ pub(crate) enum CatalogCommand {
 pub(crate) enum VmCommand {
     /// Put a guest into the table
     #[command(
-        after_help = "Example:\n  vmtwin vm add web01 --qmp /run/web01.qmp\n\nQEMU must \
+        after_help = "Examples:\n  vmtwin vm add --libvirt qemu:///system\n  vmtwin vm add web01 \
+        --libvirt qemu:///system\n  vmtwin vm add web01 --qmp /run/web01.qmp\n\nA guest of libvirt \
+        needs nothing. With no name all domains are added, and new ones later by themselves.\n\n\
+        With --qmp, QEMU must \
         have been started with a monitor of its own for vmtwin, since a monitor serves one client \
         at a time:\n  -qmp unix:/run/web01.qmp,server=on,wait=off"
     )]
     Add {
-        /// Name in the table
-        name: String,
+        /// Name in the table; a domain has its name in libvirt
+        #[arg(required_unless_present = "libvirt")]
+        name: Option<String>,
         /// QMP socket of the guest
-        #[arg(long, value_name = "SOCKET")]
-        qmp: PathBuf,
+        #[arg(long, value_name = "SOCKET", required_unless_present = "libvirt")]
+        qmp: Option<PathBuf>,
+        /// Connection to the libvirt of this host
+        #[arg(long, value_name = "URI", conflicts_with = "qmp")]
+        libvirt: Option<String>,
     },
     /// List the guests, as QEMU reports them now
     List,
@@ -242,7 +258,11 @@ pub(crate) enum VmCommand {
     /// Take a guest out of the table; its snapshots stay
     Remove {
         /// Name in the table
-        name: String,
+        #[arg(required_unless_present = "libvirt")]
+        name: Option<String>,
+        /// Follow this libvirt no more, and take all its guests out
+        #[arg(long, value_name = "URI", conflicts_with = "name")]
+        libvirt: Option<String>,
     },
 }
 
@@ -669,6 +689,11 @@ pub(crate) enum Network {
   vmtwin restore 1a2b3c4d --to /var/restored --run     the running machine, from the point
   vmtwin restore 1a2b3c4d --to /var/restored --instant the same at once: blocks come in behind it
   vmtwin restore 1a2b3c4d --to /mnt/x --format raw --disk disk1
+  vmtwin restore 1a2b3c4d --to /var/lib/libvirt/images/web02 --libvirt qemu:///system --as web02
+
+With --libvirt the guest is defined again, on the restored disks, from its definition at the time of
+the backup. With --as it is a copy with a uuid and MAC addresses of its own; without, it is the same
+domain, which must be gone. What differs is shown before anything is written. It is not started.
 
 With --instant the guest runs on overlays, and reads from the repository what is not here yet. Ctrl-C
 leaves that to go on by itself. Until all is here the same command goes on with it, after a reboot
@@ -684,6 +709,9 @@ pub(crate) struct RestoreArgs {
     /// New name of the guest
     #[arg(long = "as", value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// Define it in this libvirt again
+    #[arg(long, value_name = "URI", conflicts_with_all = ["run", "instant", "format", "disks"])]
+    pub(crate) libvirt: Option<String>,
     /// Start the guest from the point, on the restored disks
     #[arg(long)]
     pub(crate) run: bool,

@@ -17,6 +17,7 @@ mod files;
 mod home;
 mod isolated;
 mod journal;
+mod libvirt;
 mod recover;
 mod restore;
 mod settle;
@@ -51,8 +52,12 @@ fn main() {
         Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
         Command::RestoreGuard => std::process::exit(restore::run_guard()),
         Command::ApplianceInit => vmtwin_appliance::guest::run(),
+        Command::LibvirtMonitor { ref uri, ref uuid } => {
+            std::process::exit(libvirt::relay::run(uri, uuid))
+        }
         _ => {}
     }
+    libvirt::enable();
     init_logging();
     let code = match run(&cli) {
         Ok(code) => code,
@@ -124,11 +129,15 @@ fn run(cli: &Cli) -> Result<i32> {
             };
             with_catalog(&cx, &cli.command)
         }
-        Command::PauseGuard | Command::RestoreGuard | Command::ApplianceInit => Ok(0),
+        Command::PauseGuard
+        | Command::RestoreGuard
+        | Command::ApplianceInit
+        | Command::LibvirtMonitor { .. } => Ok(0),
     }
 }
 
 fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
+    libvirt::table::follow(cx)?;
     match command {
         Command::Vm(args) => {
             recover::dead_jobs(cx)?;

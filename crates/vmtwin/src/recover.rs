@@ -16,6 +16,7 @@ use vmtwin_hypervisor::undo::{Undo, sweep};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, job_tag};
 use crate::failpoint;
+use crate::libvirt::monitor_of;
 
 /// Jobs looked at for live ones.
 const JOBS_LIMIT: u32 = 10_000;
@@ -139,7 +140,7 @@ fn live_jobs(cx: &Cx<'_>) -> Result<Vec<Job>> {
 }
 
 fn sweep_guest(vm: &Vm, report: &mut RecoverReport) {
-    let Ok(mut qmp) = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT) else {
+    let Ok(mut qmp) = Qmp::connect(&monitor_of(vm), CONNECT_TIMEOUT) else {
         return;
     };
     match sweep(&mut qmp) {

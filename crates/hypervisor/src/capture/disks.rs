@@ -8,6 +8,8 @@
 //! `on-cbw-error=break-snapshot`: when scratch is full or slow the backup fails, never the guest.
 //! Node names are at most 31 characters, QEMU's limit.
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -21,6 +23,9 @@ use crate::qmp::{Command, Qmp};
 /// Longest a guest's write may wait for its old data to reach scratch, seconds.
 const CBW_TIMEOUT_S: u32 = 2;
 
+/// Name under which QEMU holds the socket that it is to serve.
+const NBD_FD_NAME: &str = "vmtwin-nbd";
+
 /// Names of the nodes that make one disk's view.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
@@ -29,6 +34,8 @@ pub(crate) struct View {
     pub(crate) scratch: String,
     pub(crate) access: String,
     pub(crate) scratch_path: PathBuf,
+    /// Set of file descriptors that hands scratch over to a QEMU that may not open it.
+    pub(crate) fd_set: u64,
     /// Copy of a bitmap that tells what was written since an earlier point.
     pub(crate) dirty: String,
 }
@@ -43,12 +50,13 @@ impl View {
             scratch: format!("{stem}-scratch"),
             access: format!("{stem}-access"),
             scratch_path: dir.join(format!("scratch-{n}.qcow2")),
+            fd_set: fd_set(tag, n),
             dirty: format!("{stem}-dirty"),
         }
     }
 
-    /// Makes the scratch image, owned by QEMU's user.
-    pub(crate) fn create_scratch(&self, owner: (u32, u32)) -> Result<(), CaptureError> {
+    /// Makes the scratch image; an `owner` gets it.
+    pub(crate) fn create_scratch(&self, owner: Option<(u32, u32)>) -> Result<(), CaptureError> {
         let mut command = Process::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2"]);
         command
@@ -58,7 +66,19 @@ impl View {
             path: self.scratch_path.clone(),
             reason,
         })?;
-        give_to(&self.scratch_path, owner)
+        owner.map_or(Ok(()), |owner| give_to(&self.scratch_path, owner))
+    }
+
+    /// Opens scratch for QEMU.
+    pub(crate) fn hand_over_scratch(&self, qmp: &mut Qmp) -> Result<(), CaptureError> {
+        let mut open = std::fs::OpenOptions::new();
+        let file = open
+            .read(true)
+            .write(true)
+            .open(&self.scratch_path)
+            .map_err(CaptureError::Io)?;
+        qmp.execute_with_fd("add-fd", json!({"fdset-id": self.fd_set}), file.as_fd())?;
+        Ok(())
     }
 
     /// Adds scratch and filter to QEMU's graph; the device does not use them yet. `storage` is the
@@ -68,9 +88,13 @@ impl View {
         qmp: &mut Qmp,
         storage: Option<&Path>,
     ) -> Result<(), CaptureError> {
+        let file = match qmp.is_relayed() {
+            true => PathBuf::from(format!("/dev/fdset/{}", self.fd_set)),
+            false => self.scratch_path.clone(),
+        };
         let scratch = match storage {
             None => json!({"driver": "qcow2", "node-name": self.scratch, "discard": "unmap",
-                           "file": {"driver": "file", "filename": self.scratch_path}}),
+                           "file": {"driver": "file", "filename": file}}),
             Some(socket) => json!({"driver": "nbd", "node-name": self.scratch,
                                    "export": self.scratch,
                                    "server": {"type": "unix", "path": socket}}),
@@ -114,8 +138,29 @@ impl View {
     }
 }
 
-/// Starts QEMU's NBD server on a unix socket.
+/// The id of the set for disk number `n` of capture `tag`: far from those that others count up. As
+/// part of a path QEMU reads it as a 32-bit number.
+fn fd_set(tag: &str, n: usize) -> u64 {
+    let tag = u32::from_str_radix(tag, 16).unwrap_or(0);
+    (1 << 30) + (u64::from(tag & 0x3f_ffff) << 8) + (n as u64 & 0xff)
+}
+
+/// Starts QEMU's NBD server on a unix socket; one that may not make it gets it made.
 pub(crate) fn start_nbd_server(qmp: &mut Qmp, socket: &Path) -> Result<(), CaptureError> {
+    if qmp.is_relayed() {
+        let listener = UnixListener::bind(socket).map_err(CaptureError::Io)?;
+        let name = json!({"fdname": NBD_FD_NAME});
+        qmp.execute_with_fd("getfd", name, listener.as_fd())?;
+        let address = json!({"addr": {"type": "fd", "data": {"str": NBD_FD_NAME}}});
+        return match qmp.execute("nbd-server-start", address) {
+            Ok(_) => Ok(()),
+            Err(source) => {
+                // Not taken, so it is still QEMU's to give back.
+                let _ = qmp.execute("closefd", json!({"fdname": NBD_FD_NAME}));
+                Err(CaptureError::NbdServer { source })
+            }
+        };
+    }
     let address = json!({"addr": {"type": "unix", "data": {"path": socket}}});
     qmp.execute("nbd-server-start", address)
         .map(|_: Value| ())

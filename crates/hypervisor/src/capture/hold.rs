@@ -34,6 +34,8 @@ use crate::qmp::{Command, Pending, Qmp, QmpError};
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time the thread is held for QEMU's main thread to stop the guest.
 const HOLD_LIMIT: Duration = Duration::from_millis(250);
+/// Longest wait at one system call for the replies to commands that were sent in one write.
+const ANSWER_LIMIT: Duration = Duration::from_millis(40);
 /// Longest wait for QEMU's main thread to queue for the lock: under half a millisecond unless the
 /// host is busy. Without it in the queue the thread would take the lock back at once.
 const QUEUE_LIMIT: Duration = Duration::from_millis(50);
@@ -206,7 +208,13 @@ impl Watch<'_> {
 
 /// Whether every reply is there, looking until `deadline`. Replies stay where they are.
 fn answered(qmp: &mut Qmp, pending: &[Pending], deadline: Instant) -> Result<bool, QmpError> {
-    let slice = Instant::now() + Duration::from_millis(40);
+    // Through a relay every command takes a round trip of its own.
+    let slice = if qmp.is_relayed() {
+        HOLD_LIMIT
+    } else {
+        ANSWER_LIMIT
+    };
+    let slice = Instant::now() + slice;
     qmp.all_answered(pending, deadline.min(slice))
 }
 

@@ -22,6 +22,7 @@ mod memory;
 mod outlive;
 mod point;
 mod priority;
+mod relayed;
 mod storage;
 
 use std::path::{Path, PathBuf};
@@ -128,7 +129,11 @@ impl<'j> Capture<'j> {
     ) -> Result<(), CaptureError> {
         self.point = Point::default();
         let owner = user_and_group(self.guest.process.pid).unwrap_or((0, 0));
-        disks::give_to(&options.dir, owner)?;
+        // Through a relay QEMU gets open files, and all else stays ours.
+        let owner = (!self.qmp.is_relayed()).then_some(owner);
+        if let Some(owner) = owner {
+            disks::give_to(&options.dir, owner)?;
+        }
         self.prepare_disks(options, owner)?;
         if options.memory {
             self.prepare_memory(options, cancelled)?;
@@ -161,7 +166,7 @@ impl<'j> Capture<'j> {
     fn prepare_disks(
         &mut self,
         options: &CaptureOptions,
-        owner: (u32, u32),
+        owner: Option<(u32, u32)>,
     ) -> Result<(), CaptureError> {
         for view in self.views.clone() {
             let file = Undo::DeletePath {
@@ -173,7 +178,11 @@ impl<'j> Capture<'j> {
         }
         let socket = options.outside.then(|| storage::socket(&options.dir));
         if let Some(socket) = &socket {
+            let owner = owner.ok_or(CaptureError::NoStandby)?;
             self.start_storage(&options.dir, socket, owner)?;
+        }
+        if self.qmp.is_relayed() {
+            self.hand_over_scratch()?;
         }
         for view in self.views.clone() {
             let undo = Undo::Disk {

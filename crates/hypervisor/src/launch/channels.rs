@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::blockers::refused;
-use super::command_line::CommandLine;
+use super::command_line::{Arg, CommandLine};
 use super::error::LaunchError;
 use super::network;
 use super::options::Options;
@@ -50,6 +50,33 @@ const CONSOLES: &[&str] = &["isa-serial", "pci-serial", "usb-serial", "virtconso
 
 /// What the guest agent's port is called, by convention of the agent.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
+
+/// Files that libvirt opened for character devices, a log of a console: a descriptor can't be had
+/// again, and what was written to stays the old guest's. Sets that anything else uses stay, and are
+/// refused.
+pub(super) fn descriptors(work: &mut Work<'_>) {
+    let mut dropped = Vec::new();
+    for (at, set) in work.line.all("add-fd") {
+        let path = format!("/dev/fdset/{}", set.get("set").unwrap_or_default());
+        let uses = |arg: &Arg| arg.options().entries().iter().any(|(_, v)| *v == path);
+        let users = work.line.args.iter().enumerate();
+        let users: Vec<usize> = users.filter(|(_, arg)| uses(arg)).map(|(n, _)| n).collect();
+        let chardevs = |n: &usize| work.line.args[*n].name == "chardev";
+        if users.is_empty() || !users.iter().all(chardevs) {
+            continue;
+        }
+        for user in users {
+            let mut options = work.line.args[user].options();
+            options.keep_only("", |key| matches!(key, "backend" | "id" | "mux"));
+            options.set("backend", "null");
+            work.line.args[user].value = Some(options.to_string());
+        }
+        let shown = work.line.args[at].shown();
+        work.change(format!("{shown} left out: the file is the old guest's"));
+        dropped.push(at);
+    }
+    work.line.remove_at(&dropped);
+}
 
 /// Takes the channels away.
 pub(super) fn rewrite(work: &mut Work<'_>) -> Result<(), LaunchError> {

@@ -60,6 +60,7 @@ pub fn plan(machine: &Machine, request: &LaunchRequest) -> Result<LaunchPlan, La
         changes: Vec::new(),
         warnings: Vec::new(),
     };
+    channels::descriptors(&mut work);
     blockers::refuse(&work)?;
     disks::rewrite(&mut work)?;
     network::rewrite(&mut work)?;

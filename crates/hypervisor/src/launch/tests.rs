@@ -408,6 +408,10 @@ fn channels_lead_into_files_or_nowhere() {
             "-chardev file,id=c0,path=/new/console -device isa-serial,chardev=c0 -chardev null,id=ga -device virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
         ),
         (
+            "-add-fd set=0,fd=31,opaque=x -chardev file,id=p,path=/dev/fdset/0 -device isa-parallel,chardev=p",
+            "-chardev null,id=p -device isa-parallel,chardev=p",
+        ),
+        (
             "-parallel /dev/lp0 -debugcon stdio",
             "-parallel null -debugcon null",
         ),

@@ -25,7 +25,7 @@ use vmtwin_repository::{Backup, ParentImage, Repository, SnapshotReader};
 
 use super::{CONNECT_TIMEOUT, Work};
 use crate::cli::Consistency;
-use crate::content::{self, Content, MAX_JSON_BYTES, SNAPSHOT_JSON};
+use crate::content::{self, Content, MACHINE_JSON, MAX_JSON_BYTES, SNAPSHOT_JSON};
 use crate::journal::JobJournal;
 
 /// Earlier snapshots that are looked at.
@@ -76,7 +76,24 @@ fn bitmap_name(repository: &Repository, job: &JobId) -> String {
 struct Earlier {
     id: String,
     bitmap: Option<String>,
-    opened: Option<(SnapshotReader, Content)>,
+    opened: Option<Opened>,
+}
+
+/// What an earlier snapshot holds.
+struct Opened {
+    reader: SnapshotReader,
+    content: Content,
+    machine: Machine,
+}
+
+impl Opened {
+    /// Whether the disk's image then is its image now. Where it is not, somebody took a snapshot
+    /// perhaps, and gave the new image a bitmap of the same name, as libvirt does: that one has
+    /// noted nothing of what was written before.
+    fn had_image_of(&self, disk: &Disk) -> bool {
+        let mut then = self.machine.disks.iter();
+        then.any(|then| then.id == disk.id && then.address == disk.address)
+    }
 }
 
 impl Work<'_> {
@@ -127,7 +144,7 @@ impl Work<'_> {
         disk: &Disk,
         bitmaps: &[&Bitmap],
         earlier: &mut [Earlier],
-        open: impl Fn(&str) -> Result<(SnapshotReader, Content)>,
+        open: impl Fn(&str) -> Result<Opened>,
     ) -> DiskBase {
         let usable = |snapshot: &Earlier| {
             let name = snapshot.bitmap.as_ref()?;
@@ -150,16 +167,19 @@ impl Work<'_> {
                 Err(error) => return DiskBase::all(format!("{:.8}: {error:#}", snapshot.id)),
             }
         }
-        let Some((reader, content)) = &snapshot.opened else {
+        let Some(opened) = &snapshot.opened else {
             return DiskBase::default();
         };
-        match parent_of(disk, reader, content) {
+        let moved = bitmap.is_some() && !opened.had_image_of(disk);
+        let bitmap = bitmap.filter(|_| !moved);
+        match parent_of(disk, opened) {
             Err(error) => DiskBase::all(format!("snapshot {:.8}: {error:#}", snapshot.id)),
             Ok((parent, twin_writes)) => DiskBase {
                 parent: Some(Arc::new(parent)),
                 why_all: match &bitmap {
                     _ if self.args.full => Some("--full".into()),
                     Some(_) => None,
+                    None if moved => Some("its image was another one at that time".into()),
                     None if bitmaps.iter().any(|bitmap| bitmap.inconsistent) => {
                         Some("its bitmap was lost when QEMU was killed".into())
                     }
@@ -262,19 +282,24 @@ impl DiskBase {
     }
 }
 
-fn open(repository: &Repository, backup: &Backup, id: &str) -> Result<(SnapshotReader, Content)> {
+fn open(repository: &Repository, backup: &Backup, id: &str) -> Result<Opened> {
     let reader = backup.reader(&repository.snapshot(id)?);
     let content = reader.read_file(SNAPSHOT_JSON, MAX_JSON_BYTES)?;
     let content = serde_json::from_slice(&content).context("its list is not valid")?;
-    Ok((reader, content))
+    let machine = reader.read_file(MACHINE_JSON, MAX_JSON_BYTES)?;
+    let machine = serde_json::from_slice(&machine).context("its machine is not valid")?;
+    Ok(Opened {
+        reader,
+        content,
+        machine,
+    })
 }
 
 /// The disk's image in a snapshot, and what its twin wrote.
-fn parent_of(
-    disk: &Disk,
-    reader: &SnapshotReader,
-    content: &Content,
-) -> Result<(ParentImage, Vec<(u64, u64)>)> {
+fn parent_of(disk: &Disk, opened: &Opened) -> Result<(ParentImage, Vec<(u64, u64)>)> {
+    let Opened {
+        reader, content, ..
+    } = opened;
     let stored = content.disks.iter().find(|stored| stored.id == disk.id);
     let stored = stored.context("it does not hold this disk")?;
     anyhow::ensure!(
@@ -325,14 +350,27 @@ impl Marks {
         Ok(())
     }
 
+    /// Whether a bitmap is on no disk's root.
+    fn is_below(&self, bitmap: &Bitmap) -> bool {
+        let on = |undo: &Undo| matches!(undo, Undo::Bitmap { node, .. } if *node == bitmap.node);
+        !self.undos.iter().any(|(_, undo)| on(undo))
+    }
+
     fn remove_others(&self) -> Result<()> {
         let mut qmp = match Qmp::connect(&self.guest.qmp, CONNECT_TIMEOUT) {
             Err(error) if error.is_gone() => return Ok(()),
             other => other?,
         };
         for other in bitmap::list(&mut qmp, &self.prefix)? {
-            if other.name != self.name {
-                bitmap::remove(&mut qmp, &other.node, &other.name)?;
+            if other.name == self.name {
+                continue;
+            }
+            match bitmap::remove(&mut qmp, &other.node, &other.name) {
+                // In an image below somebody's snapshot. It goes when that image is written again.
+                Err(error @ QmpError::Refused { .. }) if self.is_below(&other) => {
+                    tracing::info!(%error, "a dirty bitmap is left");
+                }
+                other => other?,
             }
         }
         Ok(())

@@ -45,6 +45,7 @@ use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
+use crate::libvirt::{definition, definition_of, monitor_of, refuse_while_busy};
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -135,6 +136,7 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
         job: &job,
         report,
         begun,
+        definition: None,
     }
     .run();
     report.seconds.total = begun.elapsed().as_secs_f64();
@@ -185,6 +187,8 @@ struct Work<'a> {
     job: &'a JobId,
     report: &'a mut BackupReport,
     begun: Instant,
+    /// libvirt's, where it is a guest of libvirt.
+    definition: Option<String>,
 }
 
 /// What a backup promises, and the twin that keeps it.
@@ -216,11 +220,16 @@ struct Captured {
 
 impl Work<'_> {
     fn run(mut self) -> Result<()> {
-        let address = PathBuf::from(&self.vm.connection.address);
+        match definition_of(self.vm) {
+            Ok(definition) => self.definition = definition,
+            Err(error) => self.warn(format!("its definition is not stored: {error:#}")),
+        }
+        let address = monitor_of(self.vm);
         let mut qmp = match Qmp::connect(&address, CONNECT_TIMEOUT) {
             Err(gone) if gone.is_gone() => return self.run_stopped(gone),
             other => other?,
         };
+        refuse_while_busy(&mut qmp, self.vm)?;
         let machine = inspect(&mut qmp)?;
         update_table(self.cx.db, self.vm, &machine)?;
         let promise = self.choose_promise(&machine)?;
@@ -303,6 +312,9 @@ impl Work<'_> {
             &backup,
             files.map(|f| (PathBuf::from(&f.path), f.stored_as.as_str())),
         )?;
+        if let Some(definition) = &self.definition {
+            backup.add_bytes(definition::STORED_AS, definition.as_bytes())?;
+        }
         failpoint::pass("snapshot")?;
         let mut meta = store::meta(&content, captured.time);
         meta.tags.extend(self.args.tags.iter().cloned());

@@ -12,6 +12,7 @@ use vmtwin_hypervisor::launch;
 use crate::cancel::Cancel;
 use crate::cli::{Format, Network, RestoreArgs};
 use crate::home::Home;
+use crate::libvirt::define::Plan;
 use crate::restore::instant::{self, Followed, Keeper, Said};
 use crate::restore::{ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 use crate::ui::{Ui, bytes};
@@ -33,13 +34,29 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
         );
     };
     let request = request(args, vm, &snapshot.id)?;
+    let define = match &args.libvirt {
+        Some(uri) => {
+            let reader = repository.reader(&snapshot)?;
+            let name = args.name.as_deref();
+            Some(Plan::new(ui, &reader, uri, name, &request.dir)?)
+        }
+        None => None,
+    };
     let progress = Bars::new(ui);
     let cancelled = || cancel.is_set();
     let report = restore(&repository, &snapshot, &request, &progress, &cancelled)?;
     for warning in &report.warnings {
         ui.note(&format!("warning: {warning}"));
     }
-    ui.result(&report, || text(&report))?;
+    let domain = define.map(|plan| plan.define(&report)).transpose()?;
+    let mut document = serde_json::to_value(&report)?;
+    if let Some(name) = &domain {
+        document["domain"] = name.as_str().into();
+    }
+    ui.result(&document, || {
+        let domain = domain.map(|name| format!("\n  defined; to start it: virsh start {name}"));
+        text(&report) + &domain.unwrap_or_default()
+    })?;
     Ok(if report.warnings.is_empty() { 0 } else { 3 })
 }
 

@@ -11,8 +11,9 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
 use crate::cli::VmCommand;
+use crate::libvirt::{monitor_of, table};
 use crate::twin_args::{Settings, TwinArgs};
-use crate::ui::{bytes, table};
+use crate::ui::{bytes, table as in_columns};
 
 /// A guest as the table holds it now.
 #[derive(Debug, Serialize)]
@@ -26,7 +27,18 @@ struct Row {
 
 pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
     match command {
-        VmCommand::Add { name, qmp } => add(cx, name, qmp),
+        VmCommand::Add { name, qmp, libvirt } => match (name, qmp, libvirt) {
+            (Some(name), Some(qmp), None) => add(cx, name, qmp),
+            (Some(name), None, Some(uri)) => {
+                table::add_one(cx, uri, name)?;
+                show(cx, name)
+            }
+            (None, None, Some(uri)) => {
+                table::add_all(cx, uri)?;
+                list(cx)
+            }
+            _ => bail!("give a name with --qmp, or --libvirt; see: vmtwin vm add --help"),
+        },
         VmCommand::List => list(cx),
         VmCommand::Show { name } => show(cx, name),
         VmCommand::Set {
@@ -35,7 +47,11 @@ pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
             also,
             twin,
         } => set(cx, name, *clear, also, twin),
-        VmCommand::Remove { name } => remove(cx, name),
+        VmCommand::Remove { name, libvirt } => match (name, libvirt) {
+            (Some(name), None) => remove(cx, name),
+            (None, Some(uri)) => remove_all(cx, uri),
+            _ => bail!("give a name, or --libvirt; see: vmtwin vm remove --help"),
+        },
     }
 }
 
@@ -67,8 +83,19 @@ fn add(cx: &Cx<'_>, name: &str, socket: &Path) -> Result<()> {
     show(cx, name)
 }
 
+fn remove_all(cx: &Cx<'_>, uri: &str) -> Result<()> {
+    let names = table::forget(cx, uri)?;
+    cx.ui.result(&serde_json::json!({ "removed": names }), || {
+        format!(
+            "{uri} is not followed any more; removed: {}",
+            names.join(", ")
+        )
+    })
+}
+
 fn remove(cx: &Cx<'_>, name: &str) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    table::refuse_if_followed(cx, &vm)?;
     cx.db.run(async |c| c.remove_vm(&vm.id).await)?;
     cx.ui.result(&serde_json::json!({ "removed": name }), || {
         format!("removed {name}")
@@ -114,7 +141,9 @@ fn list(cx: &Cx<'_>) -> Result<()> {
     }
     cx.ui.result(&rows, || {
         if rows.is_empty() {
-            return "no guests yet; add one: vmtwin vm add NAME --qmp SOCKET".into();
+            return "no guests yet; add them: vmtwin vm add --libvirt qemu:///system, or \
+                    vmtwin vm add NAME --qmp SOCKET"
+                .into();
         }
         let cells: Vec<Vec<String>> = rows
             .iter()
@@ -130,7 +159,7 @@ fn list(cx: &Cx<'_>) -> Result<()> {
                 ]
             })
             .collect();
-        table(
+        in_columns(
             &["NAME", "STATE", "MEMORY", "DISKS", "SIZE", "CONNECTION"],
             &cells,
         )
@@ -158,7 +187,7 @@ fn refresh(cx: &Cx<'_>, vm: Vm) -> Result<Row> {
             unreachable: None,
         });
     }
-    let asked = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT)
+    let asked = Qmp::connect(&monitor_of(&vm), CONNECT_TIMEOUT)
         .map_err(anyhow::Error::from)
         .and_then(|mut qmp| Ok(inspect(&mut qmp)?));
     let unreachable = match asked {
@@ -167,15 +196,16 @@ fn refresh(cx: &Cx<'_>, vm: Vm) -> Result<Row> {
             None
         }
         Err(error) => {
-            if error
+            let gone = error
                 .downcast_ref::<QmpError>()
-                .is_some_and(QmpError::is_gone)
-                && !vm.resume_flag
-            {
+                .is_some_and(QmpError::is_gone);
+            if gone && !vm.resume_flag {
                 cx.db
                     .run(async |c| c.set_state(&vm.id, VmState::Stopped).await)?;
             }
-            Some(format!("{error:#}"))
+            // libvirt has said that it is off.
+            let off = gone && vm.connection.kind == ConnectionKind::Libvirt;
+            (!off).then(|| format!("{error:#}"))
         }
     };
     let vm = cx.db.run(async |c| c.vm(&vm.id).await)?;
@@ -231,7 +261,7 @@ fn text(row: &Row, machine: Option<&Machine>) -> String {
                 ]
             })
             .collect();
-        lines.push(table(
+        lines.push(in_columns(
             &["  DISK", "SIZE", "FORMAT", "BACKED UP", "ADDRESS"],
             &cells,
         ));

@@ -28,6 +28,7 @@ use crate::backup::{
 use crate::cli::TwinStartArgs;
 use crate::failpoint;
 use crate::journal::JobJournal;
+use crate::libvirt::{monitor_of, refuse_while_busy};
 use crate::twin_row::TwinRow;
 
 /// How long a twin may take from the last byte of its state until it is ready.
@@ -43,7 +44,8 @@ const STILL_RUNS: &str = "the guest still runs, and would be killed by a promoti
 /// Keeps a standby until it is promoted or removed.
 pub(super) fn run(cx: &Cx<'_>, args: &TwinStartArgs, name: &str, dir: &Path) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(&args.vm).await)?;
-    let mut qmp = Qmp::connect(vm.connection.address.as_ref(), CONNECT_TIMEOUT)?;
+    let mut qmp = Qmp::connect(&monitor_of(&vm), CONNECT_TIMEOUT)?;
+    refuse_while_busy(&mut qmp, &vm)?;
     let mut machine = inspect(&mut qmp)?;
     update_table(cx.db, &vm, &machine)?;
     // The disks outlive the process whose folder their addresses may start in.

@@ -1,0 +1,526 @@
+//! Guests of libvirt: in the table, backed up, and nothing left that hinders libvirt afterwards.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmtwin_testkit::{
+    DiskFormat, DiskLedger, LibvirtGuest, LibvirtHost, Mode, all_tests_wanted, assert_one_instant,
+    run,
+};
+
+use common::{PASSWORD, Vmtwin, code, document, text, told};
+
+const URI: &str = "qemu:///system";
+/// For what takes no time, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary on a host with a libvirt of its own.
+struct Inside {
+    host: LibvirtHost,
+    vmtwin: Vmtwin,
+}
+
+impl Inside {
+    /// Nothing, and a reason on stderr, where libvirt hosts are not possible.
+    fn start(name: &str) -> Option<Inside> {
+        if let Some(reason) = LibvirtHost::hindrance() {
+            eprintln!("not run: {reason}");
+            return None;
+        }
+        let inside = Inside {
+            host: LibvirtHost::start(name),
+            vmtwin: Vmtwin::new(),
+        };
+        inside.json(&["init"]);
+        Some(inside)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.host.command(env!("CARGO_BIN_EXE_vmtwin"));
+        command
+            .args(args)
+            .env("VMTWIN_HOME", self.vmtwin.home())
+            .env("VMTWIN_REPO", self.vmtwin.repo())
+            .env("VMTWIN_PASSWORD", PASSWORD)
+            .env_remove("VMTWIN_FAILPOINT");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        assert_eq!(code(&output), 0, "{args:?}: {}", told(&output));
+        document(&output)
+    }
+
+    fn backup(&self, name: &str, consistency: &str) -> Value {
+        self.json(&["backup", name, "--consistency", consistency])[0].clone()
+    }
+
+    /// The row of a guest.
+    fn row(&self, name: &str) -> Option<Value> {
+        let rows = self.json(&["vm", "list"]);
+        let mut rows = rows.as_array().unwrap().iter();
+        rows.find(|row| row["name"] == name).cloned()
+    }
+
+    /// What the disks of a snapshot hold.
+    fn ledgers(&self, id: &str, to: &str) -> Vec<DiskLedger> {
+        let dir = self.vmtwin.path(to);
+        let report = self.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
+        let disks = report["disks"].as_array().unwrap().iter();
+        disks
+            .map(|disk| PathBuf::from(disk["path"].as_str().unwrap()))
+            .map(|path| DiskLedger::read(path, DiskFormat::Raw))
+            .collect()
+    }
+
+    fn monitor(&self, guest: &str, command: &str) -> Value {
+        let answer = self.host.virsh(&["qemu-monitor-command", guest, command]);
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    fn wait_for_no_job(&self, guest: &str) {
+        let busy = || {
+            let jobs = self.monitor(guest, r#"{"execute":"query-block-jobs"}"#);
+            jobs["return"] != serde_json::json!([])
+        };
+        let begun = Instant::now();
+        while busy() {
+            assert!(begun.elapsed() < PATIENCE, "a job goes on");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Backs a guest up that stands still: what is restored is what its images hold.
+    fn compare_while_suspended(&self, guest: &str, to: &str) {
+        self.host.virsh(&["suspend", guest]);
+        let report = self.backup(guest, "crash");
+        let id = report["snapshot"].as_str().unwrap();
+        let dir = self.vmtwin.path(&format!("{to}-still"));
+        let restored = self.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
+        let images = self.host.virsh(&["domblklist", guest]);
+        let images: Vec<&str> = images
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1))
+            .collect();
+        let disks = restored["disks"].as_array().unwrap();
+        assert_eq!(disks.len(), images.len());
+        for (disk, image) in disks.iter().zip(images) {
+            let mut compare = self.host.command("qemu-img");
+            compare.args(["compare", "-U", "-f", "raw", "-F", "qcow2"]);
+            run(compare.arg(disk["path"].as_str().unwrap()).arg(image));
+        }
+        self.host.virsh(&["resume", guest]);
+    }
+
+    fn wait_for_export(&self, guest: &str) {
+        let begun = Instant::now();
+        loop {
+            let exports = self.monitor(guest, r#"{"execute":"query-block-exports"}"#);
+            if exports.to_string().contains("vmtwin-") {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nothing is exported");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The guest runs, and QEMU holds nothing of ours but bitmaps.
+    fn assert_clean(&self, guest: &LibvirtGuest) {
+        let name = guest.name();
+        assert_eq!(self.host.virsh(&["domstate", name]).trim(), "running");
+        for (query, key) in [
+            ("query-named-block-nodes", "node-name"),
+            ("query-block-exports", "id"),
+        ] {
+            let answer = self.monitor(name, &format!("{{\"execute\":\"{query}\"}}"));
+            let all = answer["return"].as_array().unwrap().iter();
+            let mut names = all.filter_map(|one| one[key].as_str());
+            let ours = names.find(|name| name.starts_with("vmtwin-"));
+            assert_eq!(ours, None, "{query}");
+        }
+        let sets = self.monitor(name, r#"{"execute":"query-fdsets"}"#);
+        let ours = |set: &Value| set["fdset-id"].as_u64() >= Some(1 << 30);
+        assert!(
+            !sets["return"].as_array().unwrap().iter().any(ours),
+            "{sets}"
+        );
+        guest.wait_for_more("n=", PATIENCE);
+        self.vmtwin.assert_nothing_left();
+    }
+}
+
+/// One `vm add --libvirt` for all; then every consistency, incremental, and libvirt's own
+/// operations after each.
+#[test]
+fn a_guest_of_libvirt_is_backed_up() {
+    let Some(inside) = Inside::start("backups") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let row = inside.row("ticker").unwrap();
+    let uuid = inside.host.virsh(&["domuuid", "ticker"]);
+    assert_eq!(row["id"], uuid.trim());
+    assert_eq!(row["state"], "running");
+    assert_eq!(row["disks"].as_array().map(Vec::len), Some(2));
+
+    for consistency in ["state", "crash", "application"] {
+        let report = inside.backup("ticker", consistency);
+        eprintln!("{consistency}: {report}");
+        assert_eq!(report["consistency"], consistency);
+        let id = report["snapshot"].as_str().unwrap();
+        let disks = inside.ledgers(id, consistency);
+        assert_eq!(disks.len(), 2);
+        if consistency != "application" {
+            assert_one_instant(None, &disks);
+        }
+        inside.assert_clean(&guest);
+    }
+    inside.vmtwin.restic(&["check", "--read-data"]);
+    is_defined_again(&inside, uuid.trim());
+}
+
+/// A copy beside the original, on the disks of the newest snapshot. It starts, and writes.
+fn is_defined_again(inside: &Inside, uuid: &str) {
+    let dir = inside.host.file("copy");
+    let restore = ["restore", "latest", "--to", text(&dir), "--libvirt", URI];
+    let refused = inside.run(&restore);
+    assert_eq!(code(&refused), 1);
+    assert!(told(&refused).contains("--as NAME"), "{}", told(&refused));
+    assert!(!dir.exists());
+    let report = inside.json(&[&restore[..], &["--as", "copy"]].concat());
+    assert_eq!(report["domain"], "copy");
+    let host = &inside.host;
+    assert_ne!(host.virsh(&["domuuid", "copy"]).trim(), uuid);
+    let disks = host.virsh(&["domblklist", "copy"]);
+    assert_eq!(disks.matches(text(&dir)).count(), 2, "{disks}");
+    host.virsh(&["start", "copy"]);
+    let begun = Instant::now();
+    let writes = || host.virsh(&["domblkstat", "copy", "vda"]);
+    while !writes()
+        .lines()
+        .any(|l| l.contains("wr_req") && !l.ends_with(" 0"))
+    {
+        assert!(begun.elapsed() < PATIENCE, "{}", writes());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "running");
+}
+
+/// libvirt's own operations after a backup of ours, and a backup of ours after each.
+#[test]
+fn libvirts_own_operations_work_between_backups() {
+    let Some(inside) = Inside::start("between") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    inside.compare_while_suspended("ticker", "first");
+    let copy = text(&inside.host.file("copy.qcow2")).to_owned();
+    let saved = text(&inside.host.file("saved")).to_owned();
+    let backup = inside.host.file("backup.xml");
+    let target = inside.host.file("backup.qcow2");
+    let xml = format!(
+        "<domainbackup mode='push'><disks><disk name='vda' type='file'><driver type='qcow2'/>\
+         <target file='{}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
+        target.display()
+    );
+    std::fs::write(&backup, xml).unwrap();
+    let operations: [&[&[&str]]; 5] = [
+        &[&[
+            "snapshot-create-as",
+            "ticker",
+            "one",
+            "--disk-only",
+            "--no-metadata",
+        ]],
+        &[
+            &[
+                "blockcommit",
+                "ticker",
+                "vda",
+                "--active",
+                "--pivot",
+                "--wait",
+            ],
+            &[
+                "blockcommit",
+                "ticker",
+                "vdb",
+                "--active",
+                "--pivot",
+                "--wait",
+            ],
+        ],
+        &[&[
+            "blockcopy",
+            "ticker",
+            "vda",
+            "--dest",
+            &copy,
+            "--transient-job",
+            "--wait",
+            "--pivot",
+        ]],
+        &[&["backup-begin", "ticker", text(&backup)]],
+        &[&["save", "ticker", &saved], &["restore", &saved]],
+    ];
+    // The first two show that an image that is not the earlier one is noticed.
+    let count = if all_tests_wanted() {
+        operations.len()
+    } else {
+        2
+    };
+    for operation in &operations[..count] {
+        for command in *operation {
+            let said = inside.host.try_virsh(command);
+            assert!(said.is_ok(), "{command:?}: {said:?}");
+        }
+        inside.wait_for_no_job("ticker");
+        let name = operation[0][0];
+        let report = inside.backup("ticker", "state");
+        eprintln!("{name}: {}", report["disks"]);
+        let id = report["snapshot"].as_str().unwrap();
+        assert_one_instant(None, &inside.ledgers(id, name));
+        inside.assert_clean(&guest);
+        inside.compare_while_suspended("ticker", name);
+        inside.assert_clean(&guest);
+    }
+}
+
+/// While a backup of ours reads: a snapshot by libvirt works, a backup by libvirt is refused or
+/// works, and ours is what it was. While libvirt works, ours is refused.
+#[test]
+fn operations_at_the_same_time_work_or_are_refused() {
+    let Some(inside) = Inside::start("beside") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let mut ours = inside.command(&["backup", "ticker", "--consistency", "crash", "--json"]);
+    ours.env("VMTWIN_FAILPOINT", "read virtio-disk0=sleep:8000");
+    let ours = ours.stdout(Stdio::piped()).spawn().unwrap();
+    inside.wait_for_export("ticker");
+    let snapshot = [
+        "snapshot-create-as",
+        "ticker",
+        "one",
+        "--disk-only",
+        "--no-metadata",
+    ];
+    inside.host.virsh(&snapshot);
+    let pull = inside.host.file("pull.xml");
+    let server = inside.host.file("pull.sock");
+    let xml = format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{}'/></domainbackup>",
+        server.display()
+    );
+    std::fs::write(&pull, xml).unwrap();
+    let pulled = inside
+        .host
+        .try_virsh(&["backup-begin", "ticker", text(&pull)]);
+    let said = format!("{:#}", pulled.unwrap_err());
+    assert!(said.contains("NBD server already running"), "{said}");
+    // A backup that libvirt writes by itself goes on beside ours.
+    inside.host.virsh(&["backup-begin", "ticker"]);
+    let output = ours.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    inside.wait_for_no_job("ticker");
+    let report = document(&output)[0].clone();
+    let disks = inside.ledgers(report["snapshot"].as_str().unwrap(), "beside");
+    assert_one_instant(None, &disks);
+    inside.assert_clean(&guest);
+
+    inside.host.virsh(&["backup-begin", "ticker", text(&pull)]);
+    let refused = inside.run(&["backup", "ticker", "--consistency", "crash"]);
+    assert_eq!(code(&refused), 1);
+    assert!(
+        told(&refused).contains("backup job works on a disk"),
+        "{}",
+        told(&refused)
+    );
+    inside.host.virsh(&["domjobabort", "ticker"]);
+    inside.wait_for_no_job("ticker");
+    inside.backup("ticker", "crash");
+    inside.assert_clean(&guest);
+}
+
+/// libvirtd is killed while a backup reads: the guest and the backup go on, and nothing is left.
+#[test]
+fn a_backup_outlives_libvirtd() {
+    if !all_tests_wanted() {
+        eprintln!("not run: one of the long tests");
+        return;
+    }
+    let Some(inside) = Inside::start("outlives") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 1);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let mut ours = inside.command(&["backup", "ticker", "--consistency", "crash", "--json"]);
+    ours.env("VMTWIN_FAILPOINT", "read virtio-disk0=sleep:4000");
+    let ours = ours.stdout(Stdio::piped()).spawn().unwrap();
+    inside.wait_for_export("ticker");
+    inside.host.kill_libvirtd();
+    std::thread::sleep(Duration::from_secs(6));
+    inside.host.start_libvirtd();
+    let output = ours.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    inside.assert_clean(&guest);
+}
+
+/// vmtwin is killed at steps of a backup, and libvirtd with it: the guest runs on, recovery says so
+/// while libvirtd is gone, and undoes all once it is back.
+#[test]
+fn a_killed_backup_is_undone_through_libvirt() {
+    let Some(inside) = Inside::start("undone") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let steps = ["exports", "files virtio-disk1", "pause", "resumed"];
+    let count = if all_tests_wanted() { steps.len() } else { 1 };
+    for step in &steps[..count] {
+        let mut ours = inside.command(&["backup", "ticker", "--consistency", "state"]);
+        let output = ours
+            .env("VMTWIN_FAILPOINT", format!("{step}=kill"))
+            .output()
+            .unwrap();
+        assert_ne!(code(&output), 0, "{step}");
+        if *step == "exports" {
+            inside.host.kill_libvirtd();
+            let failed = inside.run(&["recover"]);
+            assert_eq!(code(&failed), 1, "{}", told(&failed));
+            inside.host.start_libvirtd();
+        }
+        guest.wait_for_more("n=", PATIENCE);
+        inside.json(&["recover"]);
+        inside.assert_clean(&guest);
+    }
+    inside.backup("ticker", "state");
+    inside.assert_clean(&guest);
+}
+
+/// Prints how long guests stand still, by QEMU's own events; it judges nothing, since machines
+/// differ: cargo test --release -p vmtwin --test libvirt pauses -- --ignored --nocapture
+#[test]
+#[ignore = "a measurement"]
+fn pauses_beside_libvirts_own() {
+    let Some(inside) = Inside::start("pauses") else {
+        return;
+    };
+    let _guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "ticker", "--libvirt", URI]);
+    let rounds = 15;
+    for consistency in ["state", "crash"] {
+        let pause = |_| {
+            inside.backup("ticker", consistency)["pause_ms"]
+                .as_f64()
+                .unwrap()
+        };
+        print_sorted(consistency, (0..rounds).map(pause).collect());
+    }
+    let connection = vmtwin_libvirt::Connection::open(&inside.host.uri()).unwrap();
+    let domain = connection.domain("ticker").unwrap();
+    let memory = text(&inside.host.file("memory")).to_owned();
+    let snapshot = |round: i32| {
+        let events = domain.follow_monitor(None).unwrap();
+        let (name, memory) = (format!("s{round}"), format!("{memory}{round}"));
+        let mut command = vec![
+            "snapshot-create-as",
+            "ticker",
+            &name,
+            "--no-metadata",
+            "--live",
+        ];
+        command.extend(["--memspec", &memory]);
+        inside.host.virsh(&command);
+        let (mut stopped, mut resumed) = (0, 0);
+        while let Some(event) = events.next(Duration::from_millis(300)) {
+            match event.name.as_str() {
+                "STOP" => stopped = event.time_us,
+                "RESUME" => resumed = event.time_us,
+                _ => {}
+            }
+        }
+        std::time::Duration::from_micros(resumed - stopped).as_secs_f64() * 1000.0
+    };
+    print_sorted("snapshot --memspec --live", (0..5).map(snapshot).collect());
+}
+
+fn print_sorted(what: &str, mut pauses_ms: Vec<f64>) {
+    pauses_ms.sort_by(f64::total_cmp);
+    let (first, last) = (pauses_ms[0], pauses_ms[pauses_ms.len() - 1]);
+    let median = pauses_ms[pauses_ms.len() / 2];
+    eprintln!("{what}: median {median:.1} ms, {first:.1} to {last:.1}");
+}
+
+/// A domain that is defined later is there by itself; names and states follow libvirt's.
+#[test]
+fn the_table_follows_libvirt() {
+    let Some(inside) = Inside::start("table") else {
+        return;
+    };
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    assert!(inside.row("later").is_none());
+    LibvirtGuest::define(&inside.host, "later", Mode::Count, 1);
+    let row = inside.row("later").unwrap();
+    assert_eq!(row["state"], "stopped");
+    inside.host.virsh(&["domrename", "later", "renamed"]);
+    let renamed = inside.row("renamed").unwrap();
+    assert_eq!(renamed["id"], row["id"]);
+    assert!(inside.row("later").is_none());
+    let refused = inside.run(&["vm", "remove", "renamed"]);
+    assert_eq!(code(&refused), 1);
+    assert!(
+        told(&refused).contains("vm remove --libvirt"),
+        "{}",
+        told(&refused)
+    );
+    inside.json(&["vm", "remove", "--libvirt", URI]);
+    assert!(inside.row("renamed").is_none());
+    let far = inside.run(&["vm", "add", "--libvirt", "qemu+ssh://far/system"]);
+    assert!(told(&far).contains("run vmtwin there"), "{}", told(&far));
+}
+
+/// libvirtd is killed while the guest is paused, and vmtwin with its guard as well: the guest goes
+/// on as soon as libvirtd is back.
+#[test]
+fn a_paused_guest_goes_on_when_libvirtd_is_back() {
+    let Some(inside) = Inside::start("killed") else {
+        return;
+    };
+    let guest = LibvirtGuest::start(&inside.host, "ticker", Mode::Count, 1);
+    let uuid = inside.host.virsh(&["domuuid", "ticker"]);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut relay = inside.command(&["libvirt-monitor", URI, uuid.trim()]);
+    let mut relay = relay
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut &ours, b"{\"execute\":\"stop\",\"id\":1}\n").unwrap();
+    let begun = Instant::now();
+    while inside.host.virsh(&["domstate", "ticker"]).trim() != "paused" {
+        assert!(begun.elapsed() < PATIENCE, "not paused");
+    }
+    inside.host.kill_libvirtd();
+    drop(ours);
+    std::thread::sleep(Duration::from_secs(1));
+    inside.host.start_libvirtd();
+    guest.wait_for_more("count n=", PATIENCE);
+    assert!(relay.wait().unwrap().success());
+    inside.assert_clean(&guest);
+}
