@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vmtwin_hypervisor::process::{ProcessId, arguments, with_argument};
-use vmtwin_testkit::{DiskFormat, DiskSpec, Ext4State, Guest, Log, Mode, run};
+use vmtwin_testkit::{DiskFormat, DiskSpec, Ext4State, Guest, Log, Mode, SmallTmpfs, run};
 
 use common::{PATIENCE, Restored, Vmtwin, code, programs_in, text, told};
 
@@ -286,4 +286,13 @@ fn a_start_that_fails_is_taken_back() {
         // The keeper releases the repository's lock after it has said what failed.
         wait_until("something runs", || programs_in(&case.dir).is_empty());
     }
+    // A folder that the disks would fill while the guest runs; half of them, and no more, fits.
+    let Some(small) = SmallTmpfs::mount(STILL_MIB as u64 * 512) else {
+        return;
+    };
+    let dir = small.path().join("back");
+    let args = ["restore", "latest", "--instant", "--to", text(&dir)];
+    case.vmtwin
+        .fails(&args, &["the disks need up to", "--force"]);
+    wait_until("something is left", || !Path::exists(&dir));
 }

@@ -50,6 +50,20 @@ pub(crate) enum RestoreError {
         /// The snapshot that is restored there.
         snapshot: String,
     },
+    /// The guest would run out of space while it runs.
+    #[error(
+        "the disks need up to {}, and {} has {} free: the guest would stop when it is full; make room, \
+         choose another folder, or take the risk with --force",
+        crate::ui::bytes(*.needed), dir.display(), crate::ui::bytes(*.free)
+    )]
+    NoSpace {
+        /// The folder.
+        dir: PathBuf,
+        /// What the disks take without what is zero, bytes.
+        needed: u64,
+        /// What is free, bytes.
+        free: u64,
+    },
     /// A disk that the snapshot does not hold.
     #[error("the snapshot has no disk {id:?}; it has {known}")]
     UnknownDisk {

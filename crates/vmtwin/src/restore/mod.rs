@@ -30,6 +30,7 @@ mod raw;
 mod recipe;
 mod report;
 mod request;
+mod space;
 mod sparse_sink;
 mod state;
 mod take_back;

@@ -20,7 +20,7 @@ use super::report::{RestoreReport, RestoredDiskReport, RestoredMemory};
 use super::request::{ImageFormat, RestoreRequest};
 use super::state::StoredState;
 use super::target::{Partial, Published, Target};
-use super::{qcow2, raw};
+use super::{qcow2, raw, space};
 use crate::failpoint;
 
 /// Name of the file that holds the memory of a guest that is not started.
@@ -104,6 +104,9 @@ pub(crate) fn restore_and_hold(
     let state = open_state(&reader, &inventory, request)?;
     let mut folder = Folder::open(&request.dir)?;
     let guard = Guard::start(request.guard.as_ref(), &folder)?;
+    if request.instant && !request.force {
+        space::check(&inventory, folder.path())?;
+    }
     let mut plan = Plan::new(inventory, state, request, folder.path())?;
     failpoint::pass("folder")?;
     let mut written = plan.write(&reader, &mut folder, &guard, watch)?;
