@@ -76,6 +76,23 @@ async fn names_and_ids_are_unique_and_sane() {
 }
 
 #[tokio::test]
+async fn a_vm_gets_another_name() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    let id = catalog.add_vm(guest("web")).await.unwrap();
+    catalog.add_vm(guest("taken")).await.unwrap();
+    catalog.rename_vm(&id, "shop").await.unwrap();
+    assert_eq!(catalog.vm_by_name("shop").await.unwrap().id, id);
+    let taken = catalog.rename_vm(&id, "taken").await;
+    assert!(matches!(taken, Err(Error::Exists { name }) if name == "taken"));
+    let bad = catalog.rename_vm(&id, "a/b").await;
+    assert!(matches!(bad, Err(Error::Invalid { .. })));
+    let nobody = catalog.rename_vm(&VmId::random().unwrap(), "x").await;
+    assert!(matches!(nobody, Err(Error::NoVm { .. })));
+    assert_eq!(catalog.vm(&id).await.unwrap().name, "shop");
+}
+
+#[tokio::test]
 async fn an_inspection_replaces_the_disks_but_keeps_the_switch() {
     let fresh = fresh().await;
     let catalog = &fresh.catalog;

@@ -177,12 +177,15 @@ fn a_guest_of_libvirt_is_backed_up() {
     assert_eq!(row["state"], "running");
     assert_eq!(row["disks"].as_array().map(Vec::len), Some(2));
 
+    let mut state = String::new();
     for consistency in ["state", "crash", "application"] {
         let report = inside.backup("ticker", consistency);
-        eprintln!("{consistency}: {report}");
         assert_eq!(report["consistency"], consistency);
         let id = report["snapshot"].as_str().unwrap();
         let disks = inside.ledgers(id, consistency);
+        if consistency == "state" {
+            state = id.to_owned();
+        }
         assert_eq!(disks.len(), 2);
         if consistency != "application" {
             assert_one_instant(None, &disks);
@@ -190,6 +193,8 @@ fn a_guest_of_libvirt_is_backed_up() {
         inside.assert_clean(&guest);
     }
     inside.vmtwin.restic(&["check", "--read-data"]);
+    let settled = inside.json(&["settle", &state]);
+    assert_eq!(settled["consistency"], "application", "{settled}");
     is_defined_again(&inside, uuid.trim());
 }
 

@@ -26,10 +26,15 @@ use session::Session;
 const PATIENCE: Duration = Duration::from_secs(25);
 /// How long the greeting waits for it.
 const GREETING_PATIENCE: Duration = Duration::from_secs(3);
+/// Nice value.
+const URGENT: i32 = -20;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Serves the socket that is stdin; returns the exit code.
 pub(crate) fn run(uri: &str, uuid: &str) -> i32 {
+    // Before its threads begin, which take it over. A relay does little, and a guest that stands
+    // still waits for each of its wake-ups. Without the privilege nothing changes.
+    let _ = rustix::process::setpriority_process(None, URGENT);
     let stdin = std::io::stdin();
     let Ok(client) = stdin.as_fd().try_clone_to_owned().and_then(Client::new) else {
         return 1;
