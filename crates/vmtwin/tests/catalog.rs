@@ -27,6 +27,16 @@ fn a_guest_is_backed_up_while_its_catalog_moves_to_a_server_and_back() {
     let vmtwin = Vmtwin::with_guest(&guest);
     let first = vmtwin.backup_as("crash", &[]);
     let url = Postgres::shared().database();
+    // The undos of a job that was cut off are not left behind.
+    let mut killed = vmtwin.command(&["backup", VM, "--consistency", "crash"]);
+    killed.env("VMTWIN_FAILPOINT", "lock=kill");
+    assert!(!killed.status().unwrap().success());
+    let refused = ["not finished", "vmtwin recover"];
+    vmtwin.fails(&["catalog", "move", "--to", &url], &refused);
+    let copy = vmtwin.path("copy.jsonl");
+    vmtwin.ok(&["catalog", "dump", text(&copy)]);
+    vmtwin.fails(&["catalog", "load", text(&copy), "--force"], &refused);
+    vmtwin.ok(&["recover"]);
     let before = tables(&vmtwin);
 
     let moved = vmtwin.json(&["catalog", "move", "--to", &url]);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_catalog::{DumpSummary, is_postgres_url};
+use vmtwin_catalog::{DumpSummary, JobState, is_postgres_url};
 
 use crate::cli::CatalogCommand;
 use crate::db::Db;
@@ -144,6 +144,7 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
 
 pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     let from = Db::open(home)?;
+    refuse_unfinished(&from)?;
     let url = (to != FILE).then_some(to);
     let target = match url {
         Some(url) => Db::open_database(home, url)?,
@@ -167,6 +168,25 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     })
 }
 
+/// A catalog holds the undos of jobs that run, and of those that were cut off: nobody else knows how to
+/// set their guests right.
+fn refuse_unfinished(db: &Db) -> Result<()> {
+    const LOOKED_AT: u32 = 10_000;
+    let jobs = db.run(async |c| c.jobs(LOOKED_AT).await)?;
+    let Some(job) = jobs.iter().find(|job| job.state == JobState::Running) else {
+        return Ok(());
+    };
+    let of = job
+        .vm_name
+        .as_deref()
+        .map_or(String::new(), |vm| format!(" of {vm}"));
+    bail!(
+        "{}: a {}{of} is not finished; wait for it, or if it was cut off: vmtwin recover",
+        db.place(),
+        job.kind
+    )
+}
+
 /// What a catalog holds is only replaced when asked for, and is kept in a copy.
 pub(crate) fn make_way(
     home: &Home,
@@ -177,6 +197,7 @@ pub(crate) fn make_way(
     if content.rows() == 0 {
         return Ok(None);
     }
+    refuse_unfinished(db)?;
     if !force {
         bail!(
             "{} holds {} rows; give --force to replace them (a copy of them is kept)",
