@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of repositories, catalogs or NBD. Everything between pause and resume is here.
 
+pub mod agent;
 pub mod bitmap;
 pub mod capture;
 pub mod collapse;
@@ -16,6 +17,7 @@ pub mod qmp;
 pub mod spool;
 pub mod twin;
 pub mod undo;
+pub mod undo_guard;
 
 /// What the names of all our block nodes and exports begin with.
 pub const NODE_PREFIX: &str = "vmtwin-";

@@ -75,6 +75,13 @@ pub enum Undo {
         /// The set's id.
         id: u64,
     },
+    /// Thaw file systems that the guest's agent froze for us.
+    Thaw {
+        /// The guest.
+        guest: GuestRef,
+        /// Where its agent is.
+        agent: PathBuf,
+    },
     /// Remove a dirty bitmap.
     Bitmap {
         /// The guest.
@@ -123,6 +130,15 @@ pub enum UndoError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The guest's file systems may be frozen still.
+    #[error(
+        "the guest's agent could not be told to thaw its file systems; if it writes nothing, restart \
+         its agent or the guest"
+    )]
+    Thaw {
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The guest is still not running.
     #[error("the guest stays {state} after it was told to go on")]
     StillPaused {
@@ -141,6 +157,7 @@ impl Undo {
             Undo::Disk { filter_node, .. } => format!("remove filter {filter_node}"),
             Undo::NbdServer { .. } => "stop the NBD exports".into(),
             Undo::FdSet { id, .. } => format!("take file set {id} back"),
+            Undo::Thaw { .. } => "thaw the guest's file systems".into(),
             Undo::Bitmap { name, node, .. } => format!("remove bitmap {name} of {node}"),
             Undo::Process { argument } => format!("end the process on {}", argument.display()),
             Undo::DeletePath { path } => format!("delete {}", path.display()),
@@ -155,6 +172,7 @@ impl Undo {
         match self.guest() {
             None => self.apply_with(None),
             Some(guest) if !guest.process.is_alive() => Ok(()),
+            Some(_) if matches!(self, Undo::Thaw { .. }) => self.apply_with(None),
             Some(guest) => match Qmp::connect(&guest.qmp, CONNECT_TIMEOUT) {
                 Ok(mut qmp) => self.apply_with(Some(&mut qmp)),
                 Err(error) if error.is_gone() && !guest.process.is_alive() => Ok(()),
@@ -174,6 +192,7 @@ impl Undo {
         match self {
             Undo::DeletePath { path } => return delete(path),
             Undo::Process { argument } => return kill(argument),
+            Undo::Thaw { guest, agent } => return thaw(guest, agent),
             _ => {}
         }
         let Some(qmp) = qmp else { return self.apply() };
@@ -197,7 +216,7 @@ impl Undo {
                 ignore_refusal(qmp.execute("remove-fd", json!({"fdset-id": id})))
             }
             Undo::Bitmap { node, name, .. } => bitmap::remove(qmp, node, name),
-            Undo::Process { .. } | Undo::DeletePath { .. } => Ok(()),
+            Undo::Thaw { .. } | Undo::Process { .. } | Undo::DeletePath { .. } => Ok(()),
         };
         match outcome {
             Err(error) if error.is_gone() => Ok(()),
@@ -218,6 +237,7 @@ impl Undo {
             | Undo::Disk { guest, .. }
             | Undo::NbdServer { guest, .. }
             | Undo::FdSet { guest, .. }
+            | Undo::Thaw { guest, .. }
             | Undo::Bitmap { guest, .. } => Some(guest),
             Undo::Process { .. } | Undo::DeletePath { .. } => None,
         }
@@ -230,11 +250,17 @@ impl Undo {
             Undo::Disk { .. } => "a disk's filter",
             Undo::NbdServer { .. } => "the NBD exports",
             Undo::FdSet { .. } => "a set of files",
+            Undo::Thaw { .. } => "frozen file systems",
             Undo::Bitmap { .. } => "a dirty bitmap",
             Undo::Process { .. } => "a process",
             Undo::DeletePath { .. } => "a file",
         }
     }
+}
+
+fn thaw(guest: &GuestRef, agent: &Path) -> Result<(), UndoError> {
+    let thawed = crate::agent::thaw(agent, || guest.process.is_alive());
+    thawed.map_err(|source| UndoError::Thaw { source })
 }
 
 /// Makes a guest that we paused run. Asks more than once: a migration that ends badly puts the

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::accel::Accel;
 use crate::command::{GuestBuilder, Mode};
 use crate::console::Log;
+use crate::debian;
 use crate::image::GuestImage;
 use crate::libvirt::LibvirtHost;
 use crate::process::run;
@@ -42,8 +43,31 @@ impl LibvirtGuest {
             make.args(["create", "-q", "-f", "qcow2"]).arg(disk);
             run(make.arg(format!("{DISK_MIB}M")));
         }
+        LibvirtGuest::define_on(host, name, mode, MEMORY_MIB, disks)
+    }
+
+    /// A Debian with its guest agent ([`debian::guest`]) as a domain; waits until it has booted.
+    pub fn start_debian(host: &LibvirtHost, name: &str) -> LibvirtGuest {
+        let disk = host.file(format!("{name}.qcow2"));
+        let mut copy = std::process::Command::new("qemu-img");
+        copy.args(["convert", "-f", "raw", "-O", "qcow2"]);
+        run(copy.arg(debian::disk()).arg(&disk));
+        let (mode, memory) = (Mode::Debian, debian::MEMORY_MIB);
+        let guest = LibvirtGuest::define_on(host, name, mode, memory, vec![disk]);
+        host.virsh(&["start", name]);
+        guest.log.wait_for("ready mode=", mode.boot_timeout());
+        guest
+    }
+
+    fn define_on(
+        host: &LibvirtHost,
+        name: &str,
+        mode: Mode,
+        memory_mib: u64,
+        disks: Vec<PathBuf>,
+    ) -> LibvirtGuest {
         let serial = host.file(format!("{name}.serial.log"));
-        let xml = domain_xml(host, name, mode, &disks, &serial);
+        let xml = domain_xml(host, name, (mode, memory_mib), &disks, &serial);
         let file = host.file(format!("{name}.xml"));
         std::fs::write(&file, xml).unwrap();
         host.virsh(&["define", &file.to_string_lossy()]);
@@ -78,7 +102,7 @@ impl LibvirtGuest {
 fn domain_xml(
     host: &LibvirtHost,
     name: &str,
-    mode: Mode,
+    (mode, memory_mib): (Mode, u64),
     disks: &[PathBuf],
     serial: &Path,
 ) -> String {
@@ -109,12 +133,13 @@ fn domain_xml(
         .unwrap();
     }
     format!(
-        "<domain type='{kind}'><name>{name}</name><memory unit='MiB'>{MEMORY_MIB}</memory>\
+        "<domain type='{kind}'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory>\
          <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type>\
          <kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}</cmdline></os>\
          <features><acpi/></features><cpu mode='{cpu}'/><devices>{devices}\
          <serial type='file'><source path='{serial}' append='on'/></serial>\
-         <serial type='null'/><memballoon model='none'/></devices></domain>",
+         <serial type='null'/><memballoon model='none'/>\
+         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>",
         kernel = kernel.display(),
         initrd = initrd.display(),
         serial = serial.display(),

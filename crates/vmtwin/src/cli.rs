@@ -151,6 +151,9 @@ pub(crate) enum Command {
         /// Folder; made if it is not there
         dir: PathBuf,
     },
+    /// The guard of one undo (internal)
+    #[command(name = crate::backup::freeze::UNDO_GUARD, hide = true)]
+    UndoGuard,
     /// The pause guard (internal)
     #[command(name = "pause-guard", hide = true)]
     PauseGuard,

@@ -51,6 +51,10 @@ fn main() {
     match cli.command {
         Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
         Command::RestoreGuard => std::process::exit(restore::run_guard()),
+        Command::UndoGuard => {
+            libvirt::enable();
+            std::process::exit(vmtwin_hypervisor::undo_guard::run())
+        }
         Command::ApplianceInit => vmtwin_appliance::guest::run(),
         Command::LibvirtMonitor { ref uri, ref uuid } => {
             std::process::exit(libvirt::relay::run(uri, uuid))
@@ -132,6 +136,7 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::PauseGuard
         | Command::RestoreGuard
         | Command::ApplianceInit
+        | Command::UndoGuard
         | Command::LibvirtMonitor { .. } => Ok(0),
     }
 }

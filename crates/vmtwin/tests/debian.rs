@@ -141,6 +141,55 @@ fn a_guest_agent_shuts_down_what_ignores_its_button() {
     assert_eq!(vmtwin.json(&verify)["sign"], "agent");
 }
 
+/// File systems need no journal's replay, and a guest whose backup is killed in between goes on.
+#[test]
+#[ignore = "boots a Debian: minutes without KVM"]
+fn a_guest_agent_freezes_file_systems() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("qga");
+    let guest = debian::guest()
+        .extra_args([
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            &format!("socket,id=qga,path={},server=on,wait=off", text(&socket)),
+            "-device",
+            "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+        ])
+        .start();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let before = acks(&guest);
+    let report = vmtwin.backup_as("filesystem", &[]);
+    assert_eq!(report["consistency"], "filesystem");
+    eprintln!(
+        "frozen for {} ms, paused for {} ms",
+        report["frozen_ms"], report["pause_ms"]
+    );
+    let judgement = judged(&vmtwin, &report, "frozen");
+    assert!(!judgement.needs_recovery, "{judgement:?}");
+    // Data bases are as after a power cut: nobody told them.
+    assert!(judgement.pg_recovery_at_start, "{judgement:?}");
+    judgement.assert_holds(before);
+
+    for point in ["freeze", "frozen", "pause"] {
+        let mut command = vmtwin.command(&["backup", VM, "--consistency", "filesystem"]);
+        command.env("VMTWIN_FAILPOINT", format!("{point}=kill"));
+        assert!(!command.status().unwrap().success());
+        let at = acks(&guest);
+        let end = Instant::now() + common::PATIENCE * 2;
+        while acks(&guest).postgres <= at.postgres {
+            assert!(
+                Instant::now() < end,
+                "killed at {point}: the guest stands still"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        vmtwin.ok(&["recover"]);
+    }
+    assert_clean(&guest);
+    vmtwin.assert_nothing_left();
+}
+
 /// What is acknowledged so far.
 fn acks(guest: &Guest) -> Acks {
     last_ack(guest.log())

@@ -216,6 +216,25 @@ fn is_tpm(work: &Work<'_>, id: &str) -> bool {
     tpms.any(|(_, tpm)| tpm.get("chardev").as_deref() == Some(id))
 }
 
+/// The socket behind which the guest agent is, where QEMU listens on one.
+#[must_use]
+pub fn agent_socket(machine: &Machine) -> Option<std::path::PathBuf> {
+    let line = CommandLine::parse(&machine.args)?;
+    let port = line.all("device").into_iter().find(|(_, device)| {
+        device.get("driver").as_deref() == Some("virtserialport")
+            && device.get("name").as_deref() == Some(AGENT_PORT)
+    });
+    let id = port?.1.get("chardev")?;
+    let chardevs = line.all("chardev").into_iter();
+    let mut sockets = chardevs.filter(|(_, chardev)| {
+        let server = chardev.is_on("server");
+        server && chardev.get("backend").as_deref() == Some("socket")
+    });
+    let found = sockets.find(|(_, chardev)| chardev.get("id").as_deref() == Some(&id));
+    let path = std::path::PathBuf::from(found?.1.get("path")?);
+    path.is_absolute().then_some(path)
+}
+
 /// Whether the machine has a TPM that an emulator (swtpm) makes, so that a plan for it needs
 /// [`LaunchRequest::tpm_socket`](super::LaunchRequest::tpm_socket).
 #[must_use]

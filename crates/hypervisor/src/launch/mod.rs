@@ -30,7 +30,7 @@ mod serial;
 mod tests;
 mod tpm;
 
-pub use channels::has_tpm_emulator;
+pub use channels::{agent_socket, has_tpm_emulator};
 pub use error::{LaunchError, StartError};
 pub use network::Tap;
 pub use plan::{LaunchPlan, plan};

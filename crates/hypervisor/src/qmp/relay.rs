@@ -33,6 +33,11 @@ pub fn start_by(start: Start) {
     let _ = START.set(start);
 }
 
+/// Whether an address is one that a relay is started for: those of sockets are absolute paths.
+pub(crate) fn is_address(path: &Path) -> bool {
+    path.is_relative()
+}
+
 /// A relay to `path`, if it is no socket's.
 pub(super) fn start(path: &Path) -> Option<std::io::Result<UnixStream>> {
     START.get().and_then(|start| start(path))

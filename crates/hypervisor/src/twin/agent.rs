@@ -4,23 +4,20 @@
 //! Protocol: QEMU Guest Agent Protocol Reference. Nothing it says is relied on: it is asked, and
 //! QEMU tells how the twin ends.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::agent::synchronized;
 
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes that are read for an answer: the agent may first finish what it was telling others.
-const MAX_ANSWER_BYTES: u64 = 1 << 20;
-/// Sent before a request it ends what the agent's parser holds; sent back it begins the answer.
-const SENTINEL: u8 = 0xff;
 
 /// Asks the agent behind `socket` to power the machine off. An error says that nobody answered.
 pub(super) fn ask_to_power_off(socket: &Path) -> io::Result<()> {
-    let mut stream = synchronized(socket)?;
+    let mut stream = synchronized(socket, TIMEOUT)?;
     // A good end has no answer.
     let shutdown = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
     writeln!(stream, "{shutdown}")
@@ -28,35 +25,19 @@ pub(super) fn ask_to_power_off(socket: &Path) -> io::Result<()> {
 
 /// Whether an agent answers.
 pub(super) fn answers(socket: &Path) -> bool {
-    synchronized(socket).is_ok()
-}
-
-/// A connection to an agent that has answered in step.
-fn synchronized(socket: &Path) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let id = u64::from(std::process::id());
-    let sync = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}});
-    stream.write_all(&[SENTINEL])?;
-    writeln!(stream, "{sync}")?;
-    let mut answers = BufReader::new((&stream).take(MAX_ANSWER_BYTES));
-    answers.skip_until(SENTINEL)?;
-    let mut line = String::new();
-    answers.read_line(&mut line)?;
-    let answer: Value = serde_json::from_str(&line)?;
-    match answer["return"] == id {
-        true => Ok(stream),
-        false => Err(io::Error::other("the agent does not answer in step")),
-    }
+    synchronized(socket, TIMEOUT).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read};
     use std::os::unix::net::UnixListener;
     use std::thread;
 
+    use serde_json::Value;
+
     use super::*;
+    use crate::agent::SENTINEL;
 
     /// An agent that says `answer`, and what it was asked after.
     fn asked(answer: &'static str) -> (io::Result<()>, String) {

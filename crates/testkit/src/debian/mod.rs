@@ -25,7 +25,7 @@ pub use judge::{Judgement, judge};
 
 const BUILDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/debian-guest");
 /// What PostgreSQL is tuned for.
-const MEMORY_MIB: u64 = 512;
+pub(crate) const MEMORY_MIB: u64 = 512;
 
 /// A word for the kernel's command line: the guest does not obey its power button.
 pub const IGNORE_BUTTON: &str = "vmtwin.ignore_button";
@@ -46,6 +46,12 @@ pub fn guest() -> GuestBuilder {
         .mode(Mode::Debian)
         .memory_mib(MEMORY_MIB)
         .disks([DiskSpec::over(image.disk(), DiskFormat::Raw)])
+}
+
+/// The disk that such guests boot from, a raw image: not to be written to. Panics if it cannot be built.
+pub fn disk() -> PathBuf {
+    let image = DebianImage::build().unwrap_or_else(|error| panic!("{error:#}"));
+    image.disk()
 }
 
 /// The last numbers whose commits a guest acknowledged; 0 if none was.

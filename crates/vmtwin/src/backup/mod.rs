@@ -14,6 +14,7 @@ mod also;
 pub(crate) mod application;
 mod base;
 mod disks;
+pub(crate) mod freeze;
 mod memory;
 mod report;
 mod stopped;
@@ -31,9 +32,10 @@ use vmtwin_hypervisor::capture::{Capture, CaptureOptions, Journal};
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::Machine;
+use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
-use vmtwin_hypervisor::undo::Undo;
+use vmtwin_hypervisor::undo::{GuestRef, Undo};
 use vmtwin_repository::{Backup, IngestOptions, Repository};
 
 use self::application::PlannedTwin;
@@ -68,9 +70,6 @@ pub(crate) struct Cx<'a> {
 
 /// Backs up the guests that `args` names, one after another.
 pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
-    if args.consistency == Consistency::Filesystem {
-        bail!("--consistency filesystem is not in this version; use application, state or crash");
-    }
     for name in &args.also {
         cx.home.named_one(name)?;
     }
@@ -195,6 +194,8 @@ struct Work<'a> {
 struct Promise {
     consistency: Consistency,
     twin: Option<PlannedTwin>,
+    /// The agent that freezes file systems.
+    agent: Option<PathBuf>,
 }
 
 /// Whether the catalog knows a snapshot that was saved, so that the next can build on it.
@@ -345,19 +346,25 @@ impl Work<'_> {
             bail!("the guest has no disk that a backup could take");
         }
         let promised = match consistency {
-            Consistency::Crash | Consistency::Filesystem => Ok(None),
-            Consistency::State => memory_can_be_had(machine).map(|()| None),
+            Consistency::Crash => Ok((None, None)),
+            Consistency::Filesystem => self.agent(machine).map(|agent| (None, Some(agent))),
+            Consistency::State => memory_can_be_had(machine).map(|()| (None, None)),
             Consistency::Application => memory_can_be_had(machine)
                 .and_then(|()| self.plan_twin(machine))
-                .map(Some),
+                .map(|twin| (Some(twin), None)),
         };
         match promised {
-            Ok(twin) => Ok(Promise { consistency, twin }),
+            Ok((twin, agent)) => Ok(Promise {
+                consistency,
+                twin,
+                agent,
+            }),
             Err(reason) if self.args.or == Some(Fallback::Crash) => {
                 self.warn(format!("stored as crash-consistent: {reason:#}"));
                 Ok(Promise {
                     consistency: Consistency::Crash,
                     twin: None,
+                    agent: None,
                 })
             }
             Err(reason) => {
@@ -428,7 +435,17 @@ impl Work<'_> {
         let cancelled = || self.cx.cancel.is_set();
         let begun = Instant::now();
         let spinner = self.cx.ui.spinner("capturing");
+        let process = ProcessId::of(qmp.peer().pid).context("the guest is gone")?;
+        let guest = GuestRef {
+            qmp: qmp.path().to_owned(),
+            process,
+        };
+        let frozen = promise.agent.clone().map(|agent| self.freeze(guest, agent));
+        let frozen = frozen.transpose()?;
         let mut capture = Capture::begin(qmp, machine, options, journal, &cancelled)?;
+        if let Some(frozen) = frozen {
+            self.report.frozen_ms = Some(frozen.thaw()?.as_secs_f64() * 1000.0);
+        }
         spinner.finish_and_clear();
         step_back();
         self.report.seconds.capture = begun.elapsed().as_secs_f64();

@@ -28,6 +28,9 @@ pub(crate) struct BackupReport {
     pub(crate) consistency_asked: String,
     /// STOP to RESUME by QEMU's events; none where the guest was not paused.
     pub(crate) pause_ms: Option<f64>,
+    /// How long the guest's file systems were frozen, where they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) frozen_ms: Option<f64>,
     /// The point, RFC 3339.
     pub(crate) time: Option<String>,
     /// How the pause was made, and what came before it.
@@ -120,6 +123,9 @@ impl BackupReport {
             (None, Some(id)) => format!("settled from {}", &id[..id.len().min(8)]),
             (None, None) => "not paused (it was not running)".to_owned(),
         };
+        let frozen = self.frozen_ms.map_or(String::new(), |ms| {
+            format!(", file systems frozen for {ms:.0} ms")
+        });
         let twin = self.twin.map_or(String::new(), |twin| {
             format!(", its twin shut down in {:.1} s", twin.run_s)
         });
@@ -138,7 +144,7 @@ impl BackupReport {
         });
         let also: String = also.collect();
         format!(
-            "{}: snapshot {} ({}), {pause}{twin}; read {}, new {}, stored {} in {:.1} s{also}",
+            "{}: snapshot {} ({}), {pause}{frozen}{twin}; read {}, new {}, stored {} in {:.1} s{also}",
             self.vm,
             self.snapshot
                 .as_deref()

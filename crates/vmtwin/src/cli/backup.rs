@@ -13,7 +13,7 @@ pub(crate) enum Consistency {
     Application,
     /// Memory and disks at one instant: the guest can be resumed from it
     State,
-    /// File systems frozen by the guest's agent (not in this version)
+    /// Disks whose file systems the guest's agent froze at the point: no journal to replay
     Filesystem,
     /// Disks alone at one instant, as after a power cut
     Crash,
@@ -112,4 +112,7 @@ pub(crate) struct CaptureArgs {
     /// Longest work on huge pages before the pause, which shortens it, seconds (0: none)
     #[arg(long, value_name = "S", default_value = "30")]
     pub(crate) collapse_limit_s: u64,
+    /// Longest time for the guest's agent to freeze file systems (`--consistency filesystem`), seconds
+    #[arg(long, value_name = "S", default_value = "10")]
+    pub(crate) freeze_limit_s: u64,
 }

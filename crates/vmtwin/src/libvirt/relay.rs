@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vmtwin_hypervisor::agent::RELAYED;
 use vmtwin_hypervisor::process::{ProcessId, user_and_group};
 use vmtwin_libvirt::{Error, ErrorCode};
 
@@ -130,6 +131,7 @@ impl Relay {
         self.stopped |= name == "stop";
         let answer = match name.as_str() {
             "qmp_capabilities" => Ok(json!({"return": {}})),
+            RELAYED => self.ask_agent(&message["arguments"]),
             _ => self.ask(&message, file.as_ref(), patience),
         };
         let mut answer = match answer {
@@ -147,6 +149,24 @@ impl Relay {
         }
         answer["id"] = id;
         self.writer.write(&answer).ok()
+    }
+
+    /// Asks the guest's agent, whose socket libvirt holds. Not repeated: who asks does that.
+    fn ask_agent(&mut self, arguments: &Value) -> Result<Value, Failure> {
+        let command = arguments["command"].as_str().unwrap_or_default();
+        let timeout_s = arguments["timeout_s"].as_i64().unwrap_or(5).clamp(1, 60);
+        let session = match &mut self.session {
+            Some(session) => Ok(session),
+            none => Session::open(&self.uri, &self.uuid, &self.writer).map(|s| none.insert(s)),
+        };
+        let timeout_s = i32::try_from(timeout_s).unwrap_or(5);
+        let asked = session.and_then(|s| s.domain.agent_command(command, timeout_s));
+        if asked.as_ref().is_err_and(Error::is_disconnected) {
+            self.session = None;
+        }
+        asked
+            .map(|answer| json!({ "return": answer }))
+            .map_err(|error| Failure::Refused(error.to_string()))
     }
 
     /// Asks QEMU, until libvirtd answers or `patience` is over.
