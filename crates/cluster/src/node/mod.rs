@@ -98,7 +98,7 @@ pub struct Object {
         skip_serializing_if = "Option::is_none"
     )]
     pub autostart: Option<bool>,
-    /// What defines it, word for word.
+    /// What defines it, word for word. White space alone, which defines nothing, comes back empty.
     pub definition: String,
     /// What belongs to it: snapshots, checkpoints, UEFI variables.
     #[serde(default, rename = "part")]
@@ -130,7 +130,7 @@ pub struct Setting {
     /// Its name.
     #[serde(rename = "@name")]
     pub name: String,
-    /// Its value.
+    /// Its value. White space alone comes back empty.
     #[serde(rename = "$text", default)]
     pub value: String,
 }
