@@ -9,13 +9,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::launch;
-use crate::machine::Machine;
 use crate::qmp::{Qmp, relay};
 
 /// The command by which a relay is asked to ask the agent: `{"command": "…", "timeout_s": 5}`.
@@ -29,12 +27,6 @@ const AGAIN: Duration = Duration::from_millis(200);
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 /// Sent before a request it ends what the agent's parser holds; sent back it begins the answer.
 pub(crate) const SENTINEL: u8 = 0xff;
-
-/// Where the agent of a guest is, by the command line that its QEMU was started with.
-#[must_use]
-pub fn socket_of(machine: &Machine) -> Option<PathBuf> {
-    launch::agent_socket(machine)
-}
 
 /// Whether an agent answers that can freeze file systems, and why not.
 ///
@@ -147,6 +139,7 @@ pub(crate) fn synchronized(socket: &Path, timeout: Duration) -> io::Result<UnixS
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
 

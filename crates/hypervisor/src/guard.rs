@@ -41,6 +41,17 @@ pub struct GuardCommand {
     pub args: Vec<String>,
 }
 
+impl GuardCommand {
+    /// A command of this very program, also when its file was replaced by an upgrade meanwhile.
+    #[must_use]
+    pub fn of_this_program(command: &str) -> GuardCommand {
+        GuardCommand {
+            program: PathBuf::from("/proc/self/exe"),
+            args: vec![command.to_owned()],
+        }
+    }
+}
+
 /// A guard that watches over a pause.
 #[derive(Debug)]
 pub struct Guard {

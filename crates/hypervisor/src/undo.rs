@@ -30,6 +30,17 @@ pub struct GuestRef {
     pub process: ProcessId,
 }
 
+impl GuestRef {
+    /// The guest behind a connection; `None` if its process is gone.
+    #[must_use]
+    pub fn of(qmp: &Qmp) -> Option<GuestRef> {
+        Some(GuestRef {
+            qmp: qmp.path().to_owned(),
+            process: ProcessId::of(qmp.peer().pid)?,
+        })
+    }
+}
+
 /// One thing to undo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "snake_case")]

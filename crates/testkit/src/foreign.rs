@@ -131,6 +131,18 @@ fn make_xfs(path: &Path, tree: &Path) {
     run(&mut mkfs);
 }
 
+/// Moves a file's content to a place on a disk, without what is zero.
+fn move_into(disk: &File, at_mib: u64, from: &Path) {
+    let content = fs::read(from).unwrap();
+    for (number, block) in content.chunks(MIB as usize).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            let offset = (at_mib + number as u64) * MIB;
+            disk.write_all_at(block, offset).unwrap();
+        }
+    }
+    fs::remove_file(from).unwrap();
+}
+
 /// A GPT disk of these parts, in their order, at whole mebibytes.
 pub fn make_gpt(path: &Path, parts: &[(Foreign, u64)], tree: &Path) {
     let disk = File::create_new(path).unwrap();
@@ -139,14 +151,7 @@ pub fn make_gpt(path: &Path, parts: &[(Foreign, u64)], tree: &Path) {
     for (number, (foreign, size_mib)) in parts.iter().enumerate() {
         let part: PathBuf = path.with_extension(format!("part{number}"));
         foreign.make(&part, *size_mib, tree);
-        let content = fs::read(&part).unwrap();
-        for (at, block) in content.chunks(MIB as usize).enumerate() {
-            if block.iter().any(|byte| *byte != 0) {
-                let offset = (start_mib + at as u64) * MIB;
-                disk.write_all_at(block, offset).unwrap();
-            }
-        }
-        fs::remove_file(part).unwrap();
+        move_into(&disk, start_mib, &part);
         let sectors = MIB / SECTOR_BYTES;
         let (start, size) = (start_mib * sectors, size_mib * sectors);
         script.push_str(&format!("start={start},size={size},type=linux\n"));
@@ -171,13 +176,7 @@ fn make_lvm(path: &Path, size_mib: u64, tree: &Path) {
     let extents = (size_mib - 1) / EXTENT_MIB;
     let volume = path.with_extension("volume");
     Foreign::Ext4.make(&volume, extents * EXTENT_MIB, tree);
-    let content = fs::read(&volume).unwrap();
-    for (at, block) in content.chunks(MIB as usize).enumerate() {
-        if block.iter().any(|byte| *byte != 0) {
-            disk.write_all_at(block, (1 + at as u64) * MIB).unwrap();
-        }
-    }
-    fs::remove_file(volume).unwrap();
+    move_into(&disk, 1, &volume);
 
     let id = |letter: &str| letter.repeat(32);
     let dashed = |letter: &str| {

@@ -5,11 +5,12 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::Value;
 use vmtwin_testkit::debian::{self, Acks, Judgement, judge, last_ack};
-use vmtwin_testkit::{Guest, assert_clean};
+use vmtwin_testkit::{Guest, GuestBuilder, assert_clean};
 
 use common::{VM, Vmtwin, text};
 
@@ -105,18 +106,10 @@ fn a_debian_that_does_not_power_off_is_no_backup() {
 #[ignore = "boots a Debian, and waits until its agent is asked: minutes without KVM"]
 fn a_guest_agent_shuts_down_what_ignores_its_button() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("qga");
-    let guest = debian::guest()
-        .kernel_args([debian::IGNORE_BUTTON])
-        .extra_args([
-            "-device",
-            "virtio-serial-pci",
-            "-chardev",
-            &format!("socket,id=qga,path={},server=on,wait=off", text(&socket)),
-            "-device",
-            "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
-        ])
-        .start();
+    let guest = with_agent(
+        dir.path(),
+        debian::guest().kernel_args([debian::IGNORE_BUTTON]),
+    );
     let vmtwin = Vmtwin::with_guest(&guest);
     let before = acks(&guest);
     let report = vmtwin.backup_as("application", &DEADLINE);
@@ -146,17 +139,7 @@ fn a_guest_agent_shuts_down_what_ignores_its_button() {
 #[ignore = "boots a Debian: minutes without KVM"]
 fn a_guest_agent_freezes_file_systems() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("qga");
-    let guest = debian::guest()
-        .extra_args([
-            "-device",
-            "virtio-serial-pci",
-            "-chardev",
-            &format!("socket,id=qga,path={},server=on,wait=off", text(&socket)),
-            "-device",
-            "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
-        ])
-        .start();
+    let guest = with_agent(dir.path(), debian::guest());
     let vmtwin = Vmtwin::with_guest(&guest);
     let before = acks(&guest);
     let report = vmtwin.backup_as("filesystem", &[]);
@@ -188,6 +171,20 @@ fn a_guest_agent_freezes_file_systems() {
     }
     assert_clean(&guest);
     vmtwin.assert_nothing_left();
+}
+
+/// Starts a guest with a port for its agent, whose socket is in `dir`.
+fn with_agent(dir: &Path, guest: GuestBuilder) -> Guest {
+    let socket = dir.join("qga");
+    let args = [
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        &format!("socket,id=qga,path={},server=on,wait=off", text(&socket)),
+        "-device",
+        "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+    ];
+    guest.extra_args(args).start()
 }
 
 /// What is acknowledged so far.

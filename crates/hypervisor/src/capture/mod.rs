@@ -34,7 +34,7 @@ use crate::collapse::collapse_guest_memory;
 use crate::guard::Guard;
 use crate::inspect::run_state;
 use crate::machine::Machine;
-use crate::process::{ProcessId, user_and_group};
+use crate::process::user_and_group;
 use crate::qmp::{Command, Event, Qmp, QmpError};
 use crate::spool::{SpoolData, SpoolError, SpoolReader};
 use crate::undo::{GuestRef, Undo, cancel_migration};
@@ -585,13 +585,10 @@ pub fn nbd_socket(dir: &Path) -> PathBuf {
 }
 
 fn guest_ref(qmp: &Qmp) -> Result<GuestRef, CaptureError> {
-    let process = ProcessId::of(qmp.peer().pid).ok_or_else(|| QmpError::Gone {
+    let gone = || QmpError::Gone {
         path: qmp.path().to_owned(),
-    })?;
-    Ok(GuestRef {
-        qmp: qmp.path().to_owned(),
-        process,
-    })
+    };
+    Ok(GuestRef::of(qmp).ok_or_else(gone)?)
 }
 
 fn migrate_command() -> Command {

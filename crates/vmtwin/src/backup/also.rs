@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use vmtwin_catalog::Vm;
 use vmtwin_repository::{IngestOptions, Repository, Snapshot};
@@ -71,7 +71,15 @@ pub(crate) fn copy(cx: &Cx<'_>, vm: &Vm, names: &[String], report: &mut BackupRe
     let (Some(id), Some(from)) = (report.snapshot.clone(), report.repository.clone()) else {
         return;
     };
-    for name in names.iter().filter(|name| **name != from) {
+    let others: Vec<&String> = names.iter().filter(|name| **name != from).collect();
+    if others.is_empty() {
+        return;
+    }
+    let source = match from.as_str() {
+        MAIN => cx.home.repository(),
+        name => cx.home.open_named(name),
+    };
+    for name in others {
         let begun = Instant::now();
         let mut also = AlsoReport {
             repository: name.clone(),
@@ -81,7 +89,7 @@ pub(crate) fn copy(cx: &Cx<'_>, vm: &Vm, names: &[String], report: &mut BackupRe
             seconds: 0.0,
             error: None,
         };
-        if let Err(error) = copy_one(cx, vm, &from, &id, &mut also) {
+        if let Err(error) = copy_one(cx, vm, &source, &id, &mut also) {
             let text = format!("{error:#}");
             super::warn(
                 cx.ui,
@@ -96,14 +104,17 @@ pub(crate) fn copy(cx: &Cx<'_>, vm: &Vm, names: &[String], report: &mut BackupRe
     }
 }
 
-fn copy_one(cx: &Cx<'_>, vm: &Vm, from: &str, id: &str, also: &mut AlsoReport) -> Result<()> {
-    let source = match from {
-        MAIN => cx.home.repository()?,
-        name => cx.home.open_named(name)?,
-    };
+fn copy_one(
+    cx: &Cx<'_>,
+    vm: &Vm,
+    source: &Result<Repository>,
+    id: &str,
+    also: &mut AlsoReport,
+) -> Result<()> {
+    let source = source.as_ref().map_err(|error| anyhow!("{error:#}"))?;
     let target = cx.home.open_named(&also.repository)?;
     let point = source.snapshot(id)?;
-    let wanted = missing(&source, &target, &vm.name, &point)?;
+    let wanted = missing(source, &target, &vm.name, &point)?;
     let options = IngestOptions {
         cancel: Some(cx.cancel.flag()),
         ..IngestOptions::default()

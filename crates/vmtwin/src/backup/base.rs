@@ -18,7 +18,6 @@ use vmtwin_catalog::JobId;
 use vmtwin_hypervisor::bitmap::{self, Bitmap};
 use vmtwin_hypervisor::capture::Journal;
 use vmtwin_hypervisor::machine::{Disk, Machine};
-use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 use vmtwin_hypervisor::undo::{GuestRef, Undo};
 use vmtwin_repository::{Backup, ParentImage, Repository, SnapshotReader};
@@ -202,11 +201,7 @@ impl Work<'_> {
         machine: &Machine,
         repository: &Repository,
     ) -> Result<Marks> {
-        let process = ProcessId::of(qmp.peer().pid).context("the guest is gone")?;
-        let guest = GuestRef {
-            qmp: qmp.path().to_owned(),
-            process,
-        };
+        let guest = GuestRef::of(qmp).context("the guest is gone")?;
         let mut marks = Marks {
             name: bitmap_name(repository, self.job),
             prefix: prefix(repository),

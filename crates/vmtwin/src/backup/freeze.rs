@@ -15,6 +15,7 @@ use vmtwin_catalog::ConnectionKind;
 use vmtwin_hypervisor::agent;
 use vmtwin_hypervisor::capture::Journal;
 use vmtwin_hypervisor::guard::GuardCommand;
+use vmtwin_hypervisor::launch::agent_socket;
 use vmtwin_hypervisor::machine::Machine;
 use vmtwin_hypervisor::undo::{GuestRef, Undo};
 use vmtwin_hypervisor::undo_guard::UndoGuard;
@@ -44,7 +45,7 @@ impl<'a> Work<'a> {
     pub(super) fn agent(&self, machine: &Machine) -> Result<PathBuf> {
         let agent = match self.vm.connection.kind {
             ConnectionKind::Libvirt => monitor_of(self.vm),
-            ConnectionKind::Qmp => agent::socket_of(machine).context(
+            ConnectionKind::Qmp => agent_socket(machine).context(
                 "the guest has no port for a guest agent: QEMU needs a chardev of type socket with \
                  server=on behind a virtserialport called org.qemu.guest_agent.0",
             )?,
@@ -71,10 +72,7 @@ impl<'a> Work<'a> {
             token: Some(token),
             since: Instant::now(),
         };
-        let command = GuardCommand {
-            program: PathBuf::from("/proc/self/exe"),
-            args: vec![UNDO_GUARD.into()],
-        };
+        let command = GuardCommand::of_this_program(UNDO_GUARD);
         let guard = UndoGuard::start(&command, &frozen.undo, limit + POINT_LIMIT);
         frozen.guard = Some(guard.context("cannot start the guard of the frozen file systems")?);
         failpoint::pass("freeze")?;

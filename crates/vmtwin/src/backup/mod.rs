@@ -32,7 +32,6 @@ use vmtwin_hypervisor::capture::{Capture, CaptureOptions, Journal};
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::inspect::inspect;
 use vmtwin_hypervisor::machine::Machine;
-use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::spool::{SpoolData, SpoolOptions};
 use vmtwin_hypervisor::undo::{GuestRef, Undo};
@@ -435,11 +434,7 @@ impl Work<'_> {
         let cancelled = || self.cx.cancel.is_set();
         let begun = Instant::now();
         let spinner = self.cx.ui.spinner("capturing");
-        let process = ProcessId::of(qmp.peer().pid).context("the guest is gone")?;
-        let guest = GuestRef {
-            qmp: qmp.path().to_owned(),
-            process,
-        };
+        let guest = GuestRef::of(&qmp).context("the guest is gone")?;
         let frozen = promise.agent.clone().map(|agent| self.freeze(guest, agent));
         let frozen = frozen.transpose()?;
         let mut capture = Capture::begin(qmp, machine, options, journal, &cancelled)?;
@@ -542,11 +537,7 @@ pub(crate) fn capture_options(
         outside: false,
         tag,
         dir,
-        guard: GuardCommand {
-            // This very program, also when its file was replaced by an upgrade meanwhile.
-            program: PathBuf::from("/proc/self/exe"),
-            args: vec!["pause-guard".into()],
-        },
+        guard: GuardCommand::of_this_program("pause-guard"),
         pause_deadline: Duration::from_millis(args.pause_deadline_ms),
         preparation_limit: PREPARATION_PER_GIB.saturating_mul(gib),
         spool,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vmtwin_repository::{Error, Password, Repository};
+use vmtwin_repository::{Error, Location, Password, Repository};
 
 use crate::db::Db;
 use crate::home::{Home, make_password};
@@ -35,26 +35,9 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
             (Password::random(text.clone()), Some(text))
         }
     };
-    let cannot = || format!("cannot make a repository at {location}");
-    let store = home.store(&location).with_context(cannot)?;
-    let (repository, created) = match Repository::init_with(Arc::clone(&store), &password) {
-        Ok(repository) => (repository, true),
-        Err(Error::AlreadyExists { .. }) => {
-            let hint = || {
-                format!(
-                    "a repository exists at {location}, and cannot be opened with the password \
-                         given; set VMTWIN_PASSWORD or --password-file to its own"
-                )
-            };
-            (
-                Repository::open_with(store, &password).with_context(hint)?,
-                false,
-            )
-        }
-        Err(other) => {
-            return Err(other).with_context(cannot);
-        }
-    };
+    let hint = "cannot be opened with the password given; set VMTWIN_PASSWORD or --password-file to \
+                its own";
+    let (repository, created) = make_or_open(home, &location, &password, hint)?;
     let password_file = match (&made, created) {
         (Some(text), true) => Some(home.keep_password(text)?),
         _ => None,
@@ -71,6 +54,25 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<()> {
         password_file: password_file.map(|p| p.display().to_string()),
     };
     ui.result(&report, || text(&report))
+}
+
+/// The repository at a place, and whether it was made now. `hint` says what to do about one that is
+/// there and has another password.
+pub(super) fn make_or_open(
+    home: &Home,
+    location: &Location,
+    password: &Password,
+    hint: &str,
+) -> Result<(Repository, bool)> {
+    let cannot = || format!("cannot make a repository at {location}");
+    let store = home.store(location).with_context(cannot)?;
+    match Repository::init_with(Arc::clone(&store), password) {
+        Ok(repository) => Ok((repository, true)),
+        Err(Error::AlreadyExists { .. }) => Repository::open_with(store, password)
+            .map(|repository| (repository, false))
+            .with_context(|| format!("a repository exists at {location}, and {hint}")),
+        Err(other) => Err(other).with_context(cannot),
+    }
 }
 
 fn text(report: &InitReport) -> String {

@@ -1,11 +1,10 @@
 //! `vmtwin repo …`: further repositories, which backups go to as well.
 
-use std::sync::Arc;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
-use vmtwin_repository::{Error, Password, Repository};
+use vmtwin_repository::Password;
 
+use super::init::make_or_open;
 use crate::cli::repo::{RepoAddArgs, RepoCommand};
 use crate::home::{Home, MAIN, Named, make_password, password_of_command, read_password};
 use crate::ui::{Ui, table};
@@ -76,24 +75,8 @@ fn add(home: &Home, ui: &Ui, args: &RepoAddArgs) -> Result<()> {
         password_command: args.with_password_command.clone(),
     };
     let (password, made) = password(home, &args.name, &mut named)?;
-    let cannot = || format!("cannot make a repository at {location}");
-    let store = home.store(&location).with_context(cannot)?;
-    let (repository, created) = match Repository::init_with(Arc::clone(&store), &password) {
-        Ok(repository) => (repository, true),
-        Err(Error::AlreadyExists { .. }) => {
-            let hint = || {
-                format!(
-                    "a repository exists at {location}, and cannot be opened with that password; \
-                     give its own with --with-password-file"
-                )
-            };
-            (
-                Repository::open_with(store, &password).with_context(hint)?,
-                false,
-            )
-        }
-        Err(other) => return Err(other).with_context(cannot),
-    };
+    let hint = "cannot be opened with that password; give its own with --with-password-file";
+    let (repository, created) = make_or_open(home, &location, &password, hint)?;
     named.id = repository.id();
     // The password before what needs it.
     let made = made.filter(|_| created);

@@ -226,11 +226,7 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
         accel: args.accel.clone(),
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         memory: args.memory,
-        guard: Some(GuardCommand {
-            // This very program, also when its file was replaced by an upgrade meanwhile.
-            program: PathBuf::from("/proc/self/exe"),
-            args: vec!["restore-guard".into()],
-        }),
+        guard: Some(GuardCommand::of_this_program("restore-guard")),
     })
 }
 
