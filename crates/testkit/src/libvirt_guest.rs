@@ -28,13 +28,23 @@ impl LibvirtGuest {
     /// Makes `disk_count` disks, and defines and starts the guest; waits until it has booted.
     pub fn start(host: &LibvirtHost, name: &str, mode: Mode, disk_count: usize) -> LibvirtGuest {
         let guest = LibvirtGuest::define(host, name, mode, disk_count);
-        host.virsh(&["start", name]);
-        guest.log.wait_for("ready mode=", mode.boot_timeout());
+        guest.boot(host, mode);
         guest
     }
 
     /// Makes `disk_count` disks, and defines the guest.
     pub fn define(host: &LibvirtHost, name: &str, mode: Mode, disk_count: usize) -> LibvirtGuest {
+        LibvirtGuest::define_with(host, name, mode, disk_count, "")
+    }
+
+    /// Makes `disk_count` disks, and defines the guest with further devices (XML).
+    pub fn define_with(
+        host: &LibvirtHost,
+        name: &str,
+        mode: Mode,
+        disk_count: usize,
+        devices: &str,
+    ) -> LibvirtGuest {
         let disks: Vec<PathBuf> = (0..disk_count)
             .map(|index| host.file(format!("{name}-{index}.qcow2")))
             .collect();
@@ -43,7 +53,7 @@ impl LibvirtGuest {
             make.args(["create", "-q", "-f", "qcow2"]).arg(disk);
             run(make.arg(format!("{DISK_MIB}M")));
         }
-        LibvirtGuest::define_on(host, name, mode, MEMORY_MIB, disks)
+        LibvirtGuest::define_on(host, name, (mode, MEMORY_MIB), disks, devices)
     }
 
     /// A Debian with its guest agent ([`debian::guest`]) as a domain; waits until it has booted.
@@ -53,21 +63,20 @@ impl LibvirtGuest {
         copy.args(["convert", "-f", "raw", "-O", "qcow2"]);
         run(copy.arg(debian::disk()).arg(&disk));
         let (mode, memory) = (Mode::Debian, debian::MEMORY_MIB);
-        let guest = LibvirtGuest::define_on(host, name, mode, memory, vec![disk]);
-        host.virsh(&["start", name]);
-        guest.log.wait_for("ready mode=", mode.boot_timeout());
+        let guest = LibvirtGuest::define_on(host, name, (mode, memory), vec![disk], "");
+        guest.boot(host, mode);
         guest
     }
 
     fn define_on(
         host: &LibvirtHost,
         name: &str,
-        mode: Mode,
-        memory_mib: u64,
+        mode: (Mode, u64),
         disks: Vec<PathBuf>,
+        devices: &str,
     ) -> LibvirtGuest {
         let serial = host.file(format!("{name}.serial.log"));
-        let xml = domain_xml(host, name, (mode, memory_mib), &disks, &serial);
+        let xml = domain_xml(host, name, mode, (&disks, devices), &serial);
         let file = host.file(format!("{name}.xml"));
         std::fs::write(&file, xml).unwrap();
         host.virsh(&["define", &file.to_string_lossy()]);
@@ -93,6 +102,12 @@ impl LibvirtGuest {
         &self.log
     }
 
+    /// Starts it, and waits until it has booted.
+    pub fn boot(&self, host: &LibvirtHost, mode: Mode) {
+        host.virsh(&["start", &self.name]);
+        self.log.wait_for("ready mode=", mode.boot_timeout());
+    }
+
     /// Waits for a line that it prints from now on.
     pub fn wait_for_more(&self, part: &str, timeout: Duration) -> String {
         self.log.wait_for_since(self.log.mark(), part, timeout)
@@ -103,7 +118,7 @@ fn domain_xml(
     host: &LibvirtHost,
     name: &str,
     (mode, memory_mib): (Mode, u64),
-    disks: &[PathBuf],
+    (disks, further): (&[PathBuf], &str),
     serial: &Path,
 ) -> String {
     let image = GuestImage::build().unwrap();
@@ -121,7 +136,7 @@ fn domain_xml(
         "maximum"
     };
     let cmdline = GuestBuilder::default().mode(mode).kernel_line();
-    let mut devices = String::new();
+    let mut devices = further.to_owned();
     for (index, disk) in disks.iter().enumerate() {
         let letter = char::from(b'a' + u8::try_from(index).unwrap());
         write!(

@@ -21,6 +21,7 @@ use crate::command::snapshot::Detail;
 use crate::content::Content;
 use crate::failpoint;
 use crate::isolated::Isolated;
+use crate::libvirt::definition::STORED_AS;
 use crate::restore::RestoreReport;
 use crate::twin_args::TwinArgs;
 
@@ -150,6 +151,10 @@ impl Settle<'_> {
             (path, f.stored_as.as_str())
         });
         store::files(backup, files)?;
+        let definition = restored.dir.join(STORED_AS.trim_start_matches('/'));
+        if definition.exists() {
+            store::files(backup, std::iter::once((definition, STORED_AS)))?;
+        }
         Ok(content)
     }
 

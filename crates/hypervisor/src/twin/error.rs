@@ -97,6 +97,14 @@ pub enum TwinError {
         /// QEMU's word.
         reason: String,
     },
+    /// Its network may lead somewhere.
+    #[error("network interface {tap} cannot be cut off: {reason}")]
+    NotCutOff {
+        /// The interface on the host.
+        tap: String,
+        /// Why not.
+        reason: String,
+    },
     /// It could not take its guest's place.
     #[error("the twin cannot take its guest's place: disk {disk}: {reason}")]
     Promotion {

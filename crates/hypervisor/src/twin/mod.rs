@@ -16,6 +16,7 @@
 
 mod agent;
 mod console;
+mod cut;
 mod error;
 mod life;
 mod overlay;
@@ -40,6 +41,7 @@ use crate::machine::Machine;
 use crate::process::ProcessId;
 use crate::qmp::{Qmp, QmpError};
 use crate::undo::Undo;
+pub use cut::cut_off;
 pub use error::TwinError;
 pub use life::{Life, LifeOptions, Sign};
 pub use overlay::{Backing, Overlay};

@@ -9,11 +9,11 @@
 //! that the guest does not run.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{Twin, TwinError};
+use super::{Twin, TwinError, cut};
 use crate::capture::PointImage;
 use crate::launch::Tap;
 use crate::process;
@@ -46,17 +46,13 @@ pub fn joins(taps: &[Tap], pid: u32, tag: &str) -> Vec<Join> {
     taps.iter().enumerate().map(join).collect()
 }
 
-/// The bridge that an interface is on. From `ip`, since `/sys` may be that of another namespace.
+/// The bridge that an interface is on.
 fn master_of(name: &str) -> Option<String> {
-    let mut command = Command::new("ip");
-    command.args(["-json", "link", "show", "dev", name]);
-    let output = command.stdin(Stdio::null()).output().ok()?;
-    let links: Value = serde_json::from_slice(&output.stdout).ok()?;
-    Some(links[0]["master"].as_str()?.to_owned())
+    Some(cut::link(name)?["master"].as_str()?.to_owned())
 }
 
 /// Names of the taps that a process has open, in the order of their descriptors.
-fn taps_of(pid: u32) -> Vec<String> {
+pub(super) fn taps_of(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
     let mut fds: Vec<(u32, String)> = entries
         .into_iter()

@@ -46,7 +46,7 @@ use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
 use crate::journal::JobJournal;
-use crate::libvirt::{definition, definition_of, monitor_of, refuse_while_busy};
+use crate::libvirt::{Definitions, definition, definitions_of, monitor_of, refuse_while_busy};
 use crate::ui::Ui;
 use crate::{failpoint, recover};
 pub(crate) use report::BackupReport;
@@ -134,7 +134,7 @@ fn one(cx: &Cx<'_>, args: &BackupArgs, vm: &Vm, report: &mut BackupReport) -> Re
         job: &job,
         report,
         begun,
-        definition: None,
+        definitions: None,
     }
     .run();
     report.seconds.total = begun.elapsed().as_secs_f64();
@@ -186,7 +186,7 @@ struct Work<'a> {
     report: &'a mut BackupReport,
     begun: Instant,
     /// libvirt's, where it is a guest of libvirt.
-    definition: Option<String>,
+    definitions: Option<Definitions>,
 }
 
 /// What a backup promises, and the twin that keeps it.
@@ -220,8 +220,8 @@ struct Captured {
 
 impl Work<'_> {
     fn run(mut self) -> Result<()> {
-        match definition_of(self.vm) {
-            Ok(definition) => self.definition = definition,
+        match definitions_of(self.vm) {
+            Ok(definitions) => self.definitions = definitions,
             Err(error) => self.warn(format!("its definition is not stored: {error:#}")),
         }
         let address = monitor_of(self.vm);
@@ -312,8 +312,11 @@ impl Work<'_> {
             &backup,
             files.map(|f| (PathBuf::from(&f.path), f.stored_as.as_str())),
         )?;
-        if let Some(definition) = &self.definition {
-            backup.add_bytes(definition::STORED_AS, definition.as_bytes())?;
+        if let Some(Definitions { inactive, running }) = &self.definitions {
+            backup.add_bytes(definition::STORED_AS, inactive.as_bytes())?;
+            if content.memory.is_some() {
+                backup.add_bytes(definition::RUNNING_STORED_AS, running.as_bytes())?;
+            }
         }
         failpoint::pass("snapshot")?;
         let mut meta = store::meta(&content, captured.time);

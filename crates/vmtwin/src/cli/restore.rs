@@ -31,10 +31,12 @@ pub(crate) enum Network {
   vmtwin restore 1a2b3c4d --to /var/restored --instant the same at once: blocks come in behind it
   vmtwin restore 1a2b3c4d --to /mnt/x --format raw --disk disk1
   vmtwin restore 1a2b3c4d --to /var/lib/libvirt/images/web02 --libvirt qemu:///system --as web02
+  vmtwin restore latest --to /var/lib/libvirt/images/web --libvirt qemu:///system --run --network original
 
 With --libvirt the guest is defined again, on the restored disks, from its definition at the time of
 the backup. With --as it is a copy with a uuid and MAC addresses of its own; without, it is the same
-domain, which must be gone. What differs is shown before anything is written. It is not started.
+domain, which must be gone. What differs is shown before anything is written. With --run it goes on from
+the point, as a domain of that libvirt.
 
 With --instant the guest runs on overlays, and reads from the repository what is not here yet. Ctrl-C
 leaves that to go on by itself. Until all is here the same command goes on with it, after a reboot
@@ -51,7 +53,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long = "as", value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Define it in this libvirt again
-    #[arg(long, value_name = "URI", conflicts_with_all = ["run", "instant", "format", "disks"])]
+    #[arg(long, value_name = "URI", conflicts_with_all = ["instant", "format", "disks", "accel"])]
     pub(crate) libvirt: Option<String>,
     /// Start the guest from the point, on the restored disks
     #[arg(long)]

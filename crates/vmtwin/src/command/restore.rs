@@ -8,11 +8,12 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::launch;
+use vmtwin_repository::{Repository, Snapshot};
 
 use crate::cancel::Cancel;
 use crate::cli::{Format, Network, RestoreArgs};
 use crate::home::Home;
-use crate::libvirt::define::Plan;
+use crate::libvirt::define::{Plan, Wanted};
 use crate::restore::instant::{self, Followed, Keeper, Said};
 use crate::restore::{ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 use crate::ui::{Ui, bytes};
@@ -34,30 +35,71 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
         );
     };
     let request = request(args, vm, &snapshot.id)?;
-    let define = match &args.libvirt {
-        Some(uri) => {
-            let reader = repository.reader(&snapshot)?;
-            let name = args.name.as_deref();
-            Some(Plan::new(ui, &reader, uri, name, &request.dir)?)
-        }
-        None => None,
-    };
     let progress = Bars::new(ui);
     let cancelled = || cancel.is_set();
+    if let Some(uri) = &args.libvirt {
+        return into_libvirt(
+            home,
+            ui,
+            args,
+            uri,
+            request,
+            (&repository, &snapshot),
+            &cancelled,
+        );
+    }
     let report = restore(&repository, &snapshot, &request, &progress, &cancelled)?;
+    tell_warnings(ui, &report);
+    ui.result(&report, || text(&report))?;
+    Ok(if report.warnings.is_empty() { 0 } else { 3 })
+}
+
+/// Restores disks, and gives them to a domain of libvirt.
+fn into_libvirt(
+    home: &Home,
+    ui: &Ui,
+    args: &RestoreArgs,
+    uri: &str,
+    request: RestoreRequest,
+    from: (&Repository, &Snapshot),
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<i32> {
+    let (repository, snapshot) = from;
+    let wanted = Wanted {
+        uri,
+        name: args.name.as_deref(),
+        run: request.run.then_some(request.network),
+    };
+    let request = RestoreRequest {
+        run: false,
+        ..request
+    };
+    let reader = repository.reader(snapshot)?;
+    let plan = Plan::new(ui, &reader, &wanted, &request.dir)?;
+    let progress = Bars::new(ui);
+    let report = restore(repository, snapshot, &request, &progress, cancelled)?;
+    tell_warnings(ui, &report);
+    let defined = plan.define(&report)?;
+    if wanted.run.is_some() {
+        plan.run(&defined, from, &home.run_dir()?, &progress, cancelled)?;
+    }
+    let name = defined.name();
+    let mut document = serde_json::to_value(&report)?;
+    document["domain"] = name.as_str().into();
+    ui.result(&document, || {
+        let state = match wanted.run {
+            Some(_) => format!("domain {name} is there again; to see it: virsh console {name}"),
+            None => format!("defined; to start it: virsh start {name}"),
+        };
+        format!("{}\n  {state}", text(&report))
+    })?;
+    Ok(if report.warnings.is_empty() { 0 } else { 3 })
+}
+
+fn tell_warnings(ui: &Ui, report: &RestoreReport) {
     for warning in &report.warnings {
         ui.note(&format!("warning: {warning}"));
     }
-    let domain = define.map(|plan| plan.define(&report)).transpose()?;
-    let mut document = serde_json::to_value(&report)?;
-    if let Some(name) = &domain {
-        document["domain"] = name.as_str().into();
-    }
-    ui.result(&document, || {
-        let domain = domain.map(|name| format!("\n  defined; to start it: virsh start {name}"));
-        text(&report) + &domain.unwrap_or_default()
-    })?;
-    Ok(if report.warnings.is_empty() { 0 } else { 3 })
 }
 
 /// The command itself, where the guest is to run at once: a keeper does the work.

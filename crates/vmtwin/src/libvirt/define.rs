@@ -1,27 +1,65 @@
-//! A restored guest becomes a domain of libvirt again (`restore --libvirt`).
+//! A restored guest becomes a domain of libvirt again (`restore --libvirt`), and runs where that is
+//! asked for: from its state, or from its disks.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use vmtwin_catalog::VmId;
+use vmtwin_hypervisor::guard::GuardCommand;
+use vmtwin_hypervisor::launch::Network;
 use vmtwin_hypervisor::machine::Machine;
-use vmtwin_libvirt::{Connection, Kind};
-use vmtwin_repository::SnapshotReader;
+use vmtwin_hypervisor::qmp::Qmp;
+use vmtwin_hypervisor::twin::cut_off;
+use vmtwin_hypervisor::undo::Undo;
+use vmtwin_hypervisor::undo_guard::UndoGuard;
+use vmtwin_libvirt::{Connection, Domain, Kind, RestoreAs, UndefineFlags};
+use vmtwin_repository::{Repository, Snapshot, SnapshotReader};
 
-use super::definition::{self, Changed, NewDisk, STORED_AS};
+use super::Address;
+use super::definition::{self, Changed, Identity, NewDisk, RUNNING_STORED_AS, STORED_AS};
+use super::running;
+use super::state::Load;
+use crate::backup::{CONNECT_TIMEOUT, make_dir};
 use crate::content::{Content, MACHINE_JSON, MAX_JSON_BYTES, SNAPSHOT_JSON};
-use crate::restore::RestoreReport;
+use crate::failpoint;
+use crate::restore::{ImageFormat, RestoreProgress, RestoreReport, write_state};
 use crate::ui::Ui;
 
 /// Others may enter the folder, since QEMU runs as another user; what is in it stays as it is.
 const ENTER_MODE: u32 = 0o711;
+const RUNNING: &str = "running";
+/// Longest time that a state takes.
+const LOAD_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// What is to be defined.
+pub(crate) struct Wanted<'a> {
+    pub(crate) uri: &'a str,
+    /// Name of a copy; `None` for the same domain.
+    pub(crate) name: Option<&'a str>,
+    /// It is to run, with such a network.
+    pub(crate) run: Option<Network>,
+}
 
 /// What is to be defined, checked before anything is restored.
 pub(crate) struct Plan {
+    uri: String,
     libvirt: Connection,
     xml: String,
+    /// Of the running domain, where its state is to be loaded.
+    running: Option<String>,
     machine: Machine,
-    name: Option<String>,
+    content: Content,
+    copy: Option<Identity>,
+    run: Option<Network>,
+}
+
+/// A guest that libvirt has again.
+pub(crate) struct Defined {
+    domain: Domain,
+    xml: Option<String>,
 }
 
 impl Plan {
@@ -30,49 +68,95 @@ impl Plan {
     pub(crate) fn new(
         ui: &Ui,
         reader: &SnapshotReader,
-        uri: &str,
-        name: Option<&str>,
+        wanted: &Wanted<'_>,
         dir: &Path,
     ) -> Result<Plan> {
-        let xml = reader.read_file(STORED_AS, MAX_JSON_BYTES).context(
+        let uri = wanted.uri;
+        let read = |path| reader.read_file(path, MAX_JSON_BYTES);
+        let xml = read(STORED_AS).context(
             "the snapshot holds no definition of a libvirt guest; restore without --libvirt",
         )?;
-        let read = |path| reader.read_file(path, MAX_JSON_BYTES);
         let content: Content = serde_json::from_slice(&read(SNAPSHOT_JSON)?)?;
-        let plan = Plan {
-            libvirt: Connection::open(uri).with_context(|| format!("cannot connect to {uri}"))?,
-            xml: String::from_utf8(xml).context("the stored definition is not text")?,
-            machine: serde_json::from_slice(&read(MACHINE_JSON)?)?,
-            name: name.map(str::to_owned),
+        let running = match wanted.run.is_some() && content.memory.is_some() {
+            true => Some(text(read(RUNNING_STORED_AS).context(
+                "the snapshot tells not what its memory fits; without --run it can be restored, and \
+                 boots from its disks",
+            )?)?),
+            false => None,
         };
-        let ids = content.disks.iter().map(|disk| disk.id.as_str());
-        let disks = ids.map(|id| plan.disk(id, dir.join(id)));
-        let changed = plan.change(&disks.collect::<Result<Vec<_>>>()?)?;
+        let copy = |name: &str| -> Result<Identity> {
+            Ok(Identity {
+                name: name.to_owned(),
+                uuid: VmId::random()?.to_string(),
+            })
+        };
+        let plan = Plan {
+            uri: uri.to_owned(),
+            libvirt: Connection::open(uri).with_context(|| format!("cannot connect to {uri}"))?,
+            xml: text(xml)?,
+            running,
+            machine: serde_json::from_slice(&read(MACHINE_JSON)?)?,
+            content,
+            copy: wanted.name.map(copy).transpose()?,
+            run: wanted.run,
+        };
+        let disks = plan.content.disks.iter().map(|disk| {
+            let format = ImageFormat::as_it_was(&disk.format);
+            plan.disk(&disk.id, dir.join(&disk.id), format)
+        });
+        let disks = disks.collect::<Result<Vec<_>>>()?;
+        let changed = plan.change(&disks)?;
+        plan.running_xml(&disks)?;
         plan.refuse_if_there(&changed)?;
+        plan.tell(ui, &changed);
+        Ok(plan)
+    }
+
+    fn tell(&self, ui: &Ui, changed: &Changed) {
+        let name = &changed.name;
         for change in &changed.changes {
-            ui.note(&format!("{}: {change}", changed.name));
+            ui.note(&format!("{name}: {change}"));
+        }
+        if self.copy.is_some() && self.running.is_some() {
+            ui.note(&format!(
+                "{name}: its running system keeps the original's MAC addresses until it is shut down"
+            ));
+        }
+        if self.run == Some(Network::None) {
+            ui.note(&format!(
+                "{name}: its network leads nowhere until it is shut down and started again \
+                 (--network original joins it)"
+            ));
         }
         for network in &changed.networks {
-            if plan.libvirt.object(Kind::Network, network).is_err() {
-                let name = &changed.name;
+            if self.libvirt.object(Kind::Network, network).is_err() {
                 ui.note(&format!(
                     "warning: {name} needs network {network}, which this host does not have"
                 ));
             }
         }
-        Ok(plan)
     }
 
-    fn disk(&self, id: &str, new: std::path::PathBuf) -> Result<NewDisk> {
+    fn disk(&self, id: &str, new: std::path::PathBuf, format: ImageFormat) -> Result<NewDisk> {
         let old = definition::address_of(&self.machine, id);
         Ok(NewDisk {
+            id: id.to_owned(),
             old: old.with_context(|| format!("the snapshot does not tell what disk {id} was"))?,
             new,
+            format: format.name().to_owned(),
         })
     }
 
     fn change(&self, disks: &[NewDisk]) -> Result<Changed> {
-        definition::change(&self.xml, self.name.as_deref(), disks)
+        definition::change(&self.xml, self.copy.as_ref(), disks)
+    }
+
+    /// What its state is loaded into; nothing where it is not.
+    fn running_xml(&self, disks: &[NewDisk]) -> Result<Option<String>> {
+        let (Some(xml), Some(network)) = (&self.running, self.run) else {
+            return Ok(None);
+        };
+        running::definition(xml, self.copy.as_ref(), disks, network).map(Some)
     }
 
     fn refuse_if_there(&self, changed: &Changed) -> Result<()> {
@@ -88,11 +172,12 @@ impl Plan {
         Ok(())
     }
 
-    /// Defines the domain on the restored disks; returns its name.
-    pub(crate) fn define(&self, report: &RestoreReport) -> Result<String> {
+    /// Defines the domain on the restored disks.
+    pub(crate) fn define(&self, report: &RestoreReport) -> Result<Defined> {
         let disks = report.disks.iter();
-        let disks = disks.map(|disk| self.disk(&disk.id, disk.path.clone()));
-        let changed = self.change(&disks.collect::<Result<Vec<_>>>()?)?;
+        let disks = disks.map(|disk| self.disk(&disk.id, disk.path.clone(), disk.format));
+        let disks = disks.collect::<Result<Vec<_>>>()?;
+        let changed = self.change(&disks)?;
         self.refuse_if_there(&changed)?;
         let open = std::fs::Permissions::from_mode(ENTER_MODE);
         std::fs::set_permissions(&report.dir, open)?;
@@ -100,6 +185,90 @@ impl Plan {
         let domain = self.libvirt.define_domain(&changed.xml).with_context(|| {
             format!("{restored}, but libvirt does not take the definition beside them")
         })?;
-        Ok(domain.name())
+        Ok(Defined {
+            domain,
+            xml: self.running_xml(&disks)?,
+        })
     }
+
+    /// Lets it run; where that fails, it is not defined any more, and its disks are there.
+    pub(crate) fn run(
+        &self,
+        defined: &Defined,
+        (repository, snapshot): (&Repository, &Snapshot),
+        scratch: &Path,
+        progress: &dyn RestoreProgress,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        failpoint::pass("domain defined")?;
+        let outcome = match &defined.xml {
+            None => self.boot(&defined.domain),
+            Some(xml) => {
+                // Dropped, or when vmtwin dies, it removes the folder.
+                let dir = scratch.join(format!("load-{}", defined.domain.uuid()?));
+                let undo = Undo::DeletePath { path: dir.clone() };
+                let guard = GuardCommand::of_this_program("undo-guard");
+                let _guard = UndoGuard::start(&guard, &undo, LOAD_LIMIT)?;
+                make_dir(&dir)?;
+                let load = Load {
+                    uri: &self.uri,
+                    xml,
+                    dir: &dir,
+                    state: RestoreAs::Paused,
+                    cancelled,
+                };
+                let write = |out: &mut dyn std::io::Write| {
+                    failpoint::pass("domain state")?;
+                    Ok(write_state(repository, snapshot, out, progress, cancelled)?)
+                };
+                load.feed(write).and_then(|_| self.resume(&defined.domain))
+            }
+        };
+        outcome.map_err(|error| {
+            let domain = &defined.domain;
+            let _ = domain.destroy();
+            let _ = domain.undefine(UndefineFlags::default());
+            error.context("the disks are restored, but the guest could not be started on them")
+        })
+    }
+
+    /// Starts it from its disks.
+    fn boot(&self, domain: &Domain) -> Result<()> {
+        let network = self.run.unwrap_or(Network::None);
+        let xml = running::definition(&domain.definition()?, None, &[], network)?;
+        let started = self.libvirt.create_domain(&xml, true)?;
+        self.let_go(&started)
+    }
+
+    fn resume(&self, domain: &Domain) -> Result<()> {
+        match self.content.run_state == RUNNING {
+            true => self.let_go(domain),
+            false => Ok(()),
+        }
+    }
+
+    /// Cut off before it runs. Told to go on by libvirt, it would be joined again.
+    fn let_go(&self, domain: &Domain) -> Result<()> {
+        if self.run != Some(Network::None) {
+            return Ok(domain.resume()?);
+        }
+        let address = Address {
+            uri: self.uri.clone(),
+            uuid: domain.uuid()?,
+        };
+        let mut qmp = Qmp::connect(&address.to_path(), CONNECT_TIMEOUT)?;
+        cut_off(qmp.peer().pid)?;
+        qmp.execute("cont", Value::Null)?;
+        Ok(())
+    }
+}
+
+impl Defined {
+    pub(crate) fn name(&self) -> String {
+        self.domain.name()
+    }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).context("the stored definition is not text")
 }

@@ -1,29 +1,40 @@
 //! The definition of a domain (XML): kept in every snapshot of a guest of libvirt, and defined
 //! again on restored disks.
 //!
-//! Only what must differ is changed, event by event; all else stays as libvirt wrote it. What is
-//! changed is said in words, so that it can be shown before anything is done.
+//! Only what must differ is changed; all else stays as libvirt wrote it. What is changed is said in
+//! words, so that it can be shown before anything is done.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use quick_xml::events::{BytesStart, BytesText, Event};
-use quick_xml::{Reader, Writer, XmlVersion};
 use vmtwin_hypervisor::machine::Machine;
+
+use super::xml::Element;
 
 /// Where it is in a snapshot. It holds passwords of displays, as the machine's disks may.
 pub(crate) const STORED_AS: &str = "/files/domain.xml";
-
-/// libvirt writes no declaration.
-const VERSION: XmlVersion = XmlVersion::Implicit1_0;
+/// Where that of the running domain is, in snapshots with memory: what it was made of at the point,
+/// with devices that were plugged in and the processor as the guest sees it.
+pub(crate) const RUNNING_STORED_AS: &str = "/files/domain-running.xml";
 
 /// A disk that takes the place of an old one.
 #[derive(Debug, Clone)]
 pub(crate) struct NewDisk {
+    /// Its id in the snapshot: libvirt's alias of the device, where it has one.
+    pub(crate) id: String,
     /// Where it was.
     pub(crate) old: String,
     /// Where it is.
     pub(crate) new: PathBuf,
+    /// Its format: `qcow2` or `raw`.
+    pub(crate) format: String,
+}
+
+/// Who a copy is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
 }
 
 /// A changed definition.
@@ -31,7 +42,6 @@ pub(crate) struct NewDisk {
 pub(crate) struct Changed {
     pub(crate) xml: String,
     pub(crate) name: String,
-    /// The uuid that it keeps; a copy gets a new one.
     pub(crate) uuid: Option<String>,
     /// Networks of the host that it needs.
     pub(crate) networks: Vec<String>,
@@ -46,215 +56,241 @@ pub(crate) fn address_of(machine: &Machine, id: &str) -> Option<String> {
     Some(path.to_string_lossy().into_owned())
 }
 
-/// The definition with `disks` in the places of the old ones. With `name` it is that of a copy,
-/// which may run beside the original: it gets a uuid and MAC addresses of its own.
-pub(crate) fn change(xml: &str, name: Option<&str>, disks: &[NewDisk]) -> Result<Changed> {
-    let mut work = Work {
-        copy: name,
-        disks,
-        used: vec![false; disks.len()],
-        path: Vec::new(),
-        writer: Writer::new(Vec::new()),
-        result: Changed {
-            xml: String::new(),
-            name: name.unwrap_or_default().to_owned(),
-            uuid: None,
-            networks: Vec::new(),
-            changes: Vec::new(),
-        },
-    };
-    work.run(xml)
-        .context("the stored definition is not valid")?;
-    if let Some(at) = work.used.iter().position(|used| !used) {
-        bail!(
+/// The definition with `disks` in the places of the old ones. With `copy` it is that of a copy,
+/// which may run beside the original: it gets that name and uuid, and MAC addresses of its own.
+pub(crate) fn change(xml: &str, copy: Option<&Identity>, disks: &[NewDisk]) -> Result<Changed> {
+    let mut domain = parse(xml)?;
+    let mut changes = Vec::new();
+    let mut say = |text: String| changes.push(text);
+    if let Some(copy) = copy {
+        rename(&mut domain, copy, &mut say);
+        renew_macs(&mut domain, &mut say);
+        share_nothing(&mut domain, &mut say);
+    }
+    put_disks(&mut domain, disks, &mut say)?;
+    let networks = networks(&mut domain);
+    Ok(Changed {
+        xml: domain.to_xml()?,
+        name: domain.text_of("name").unwrap_or_default().to_owned(),
+        uuid: domain.text_of("uuid").map(str::to_owned),
+        networks,
+        changes,
+    })
+}
+
+/// Reads a stored definition.
+pub(super) fn parse(xml: &str) -> Result<Element> {
+    let domain = Element::parse(xml).context("the stored definition is not valid")?;
+    if domain.name != "domain" || domain.child("devices").is_none() {
+        bail!("the stored definition is not one of a domain");
+    }
+    Ok(domain)
+}
+
+pub(super) fn rename(domain: &mut Element, copy: &Identity, say: &mut dyn FnMut(String)) {
+    let old = domain.text_of("name").unwrap_or_default();
+    say(format!("its name is {}, not {old}", copy.name));
+    say(format!("its uuid is {}", copy.uuid));
+    domain.put(Element::of_text("uuid", &copy.uuid));
+    domain.put(Element::of_text("name", &copy.name));
+    if let Some(genid) = domain.child_mut("genid") {
+        genid.text.clear(); // libvirt makes a new one
+    }
+    // Where QEMU's firmware looks for its uuid, where a user gave it there too.
+    if let Some(system) = domain
+        .child_mut("sysinfo")
+        .and_then(|info| info.child_mut("system"))
+    {
+        for entry in system.all_mut("entry").filter(|e| e.is("name", "uuid")) {
+            entry.text.clone_from(&copy.uuid);
+        }
+    }
+}
+
+fn renew_macs(domain: &mut Element, say: &mut dyn FnMut(String)) {
+    for card in devices(domain).all_mut("interface") {
+        if card.remove(&["mac"]) {
+            say("a network card has a MAC address of its own".to_owned());
+        }
+    }
+}
+
+/// Takes away what only one domain of a host can have.
+pub(super) fn share_nothing(domain: &mut Element, say: &mut dyn FnMut(String)) {
+    for device in &mut devices(domain).children {
+        match device.name.as_str() {
+            "serial" | "console" | "parallel" => {
+                device.remove(&["source", "log"]);
+                if !device.is("type", "pty") && !device.is("type", "null") {
+                    say("a console goes to a pty, not to where the original's goes".to_owned());
+                    device.set("type", "pty");
+                }
+            }
+            // libvirt chooses another path, by the domain's name.
+            "channel" if device.is("type", "unix") => {
+                device.remove(&["source"]);
+            }
+            "graphics" if device.get("port").is_some_and(|port| port != "-1") => {
+                if !device.is("autoport", "yes") {
+                    say("a display has a port of its own".to_owned());
+                }
+                device.set("autoport", "yes");
+                device.unset("port");
+                device.unset("tlsPort");
+                device.unset("websocket");
+            }
+            "vsock" => {
+                device.children.retain(|child| child.name != "cid");
+                device
+                    .children
+                    .insert(0, Element::new("cid", &[("auto", "yes")]));
+            }
+            "interface" => {
+                device.remove(&["target"]);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Puts disks into the places of the old ones.
+pub(super) fn put_disks(
+    domain: &mut Element,
+    disks: &[NewDisk],
+    say: &mut dyn FnMut(String),
+) -> Result<()> {
+    let mut left: Vec<&NewDisk> = disks.iter().collect();
+    for device in devices(domain).all_mut("disk") {
+        let alias = alias_of(device);
+        let source = source_of(device);
+        let by_id = |disk: &&NewDisk| alias.as_deref() == Some(&disk.id);
+        let by_path = |disk: &&NewDisk| source.as_deref() == Some(&disk.old);
+        let found = left
+            .iter()
+            .position(by_path)
+            .or_else(|| left.iter().position(by_id));
+        if let Some(at) = found {
+            let disk = left.remove(at);
+            say(format!("disk {} is {}", disk.old, disk.new.display()));
+            put_disk(device, disk);
+        }
+    }
+    if let Some(nvram) = domain.child_mut("os").and_then(|os| os.child_mut("nvram")) {
+        let old = nvram_path(nvram);
+        if let Some(at) = left.iter().position(|disk| Some(&disk.old) == old.as_ref()) {
+            put_nvram(nvram, left.remove(at));
+        }
+    }
+    match left.first() {
+        None => Ok(()),
+        Some(disk) => bail!(
             "the disk that was {} is not in the stored definition: restore without --libvirt and \
              define the guest by hand; its definition is then in domain.xml beside the disks",
-            work.disks[at].old
-        );
-    }
-    work.result.xml = String::from_utf8(work.writer.into_inner())?;
-    Ok(work.result)
-}
-
-struct Work<'a> {
-    copy: Option<&'a str>,
-    disks: &'a [NewDisk],
-    used: Vec<bool>,
-    /// Names of the elements that are open.
-    path: Vec<String>,
-    writer: Writer<Vec<u8>>,
-    result: Changed,
-}
-
-impl Work<'_> {
-    fn run(&mut self, xml: &str) -> Result<()> {
-        let mut reader = Reader::from_str(xml);
-        loop {
-            match reader.read_event()? {
-                Event::Eof => return Ok(()),
-                Event::Start(start) => {
-                    if let Some(start) = self.element(&start)? {
-                        self.path.push(text_of(start.name().as_ref()));
-                        self.writer.write_event(Event::Start(start))?;
-                    } else {
-                        reader.read_to_end(start.name())?;
-                    }
-                }
-                Event::Empty(start) => {
-                    if let Some(start) = self.element(&start)? {
-                        self.writer.write_event(Event::Empty(start))?;
-                    }
-                }
-                Event::End(end) => {
-                    self.path.pop();
-                    self.writer.write_event(Event::End(end))?;
-                }
-                Event::Text(text) => self.text(text)?,
-                // Comes between texts, and would cut a name or a path into pieces.
-                Event::GeneralRef(_) if self.is_looked_at() => {
-                    bail!("its name or the path of its NVRAM holds a character that is escaped")
-                }
-                Event::DocType(_) => bail!("it has a document type"),
-                other => self.writer.write_event(other)?,
-            }
-        }
-    }
-
-    fn inside(&self, path: &[&str]) -> bool {
-        self.path
-            .iter()
-            .map(String::as_str)
-            .eq(path.iter().copied())
-    }
-
-    fn is_looked_at(&self) -> bool {
-        self.inside(&["domain", "name"]) || self.inside(&["domain", "os", "nvram"])
-    }
-
-    fn in_device(&self, device: &str) -> bool {
-        self.inside(&["domain", "devices", device])
-    }
-
-    /// An element as it is to be; `None` where it goes, with all in it.
-    fn element<'x>(&mut self, start: &BytesStart<'x>) -> Result<Option<BytesStart<'x>>> {
-        let name = text_of(start.name().as_ref());
-        let copy = self.copy.is_some();
-        if self.inside(&["domain"]) && name == "uuid" && copy {
-            self.say("it has a uuid of its own");
-            return Ok(None);
-        }
-        if self.in_device("interface") && name == "mac" && copy {
-            self.say("a network card has a MAC address of its own");
-            return Ok(None);
-        }
-        if self.in_device("disk") && name == "backingStore" {
-            return Ok(None);
-        }
-        let console = ["serial", "console", "parallel"];
-        if copy && console.iter().any(|device| self.in_device(device)) {
-            if matches!(name.as_str(), "source" | "log") {
-                return Ok(None);
-            }
-        } else if copy
-            && self.inside(&["domain", "devices"])
-            && console.contains(&name.as_str())
-            && value(start, "type")?.is_some_and(|kind| kind == "file")
-        {
-            self.say("a console goes to a pty, not to the original's file");
-            return Ok(Some(with(start, &[("type", "pty")])?));
-        }
-        if self.in_device("interface")
-            && name == "source"
-            && let Some(network) = value(start, "network")?
-        {
-            self.result.networks.push(network);
-        }
-        if self.in_device("disk") && name == "source" {
-            return Ok(Some(self.source(start)?));
-        }
-        Ok(Some(start.clone()))
-    }
-
-    /// The source of a disk. It is in a file now, whatever it was in.
-    fn source<'x>(&mut self, start: &BytesStart<'x>) -> Result<BytesStart<'x>> {
-        for (at, disk) in self.disks.iter().enumerate() {
-            for key in ["file", "dev"] {
-                if value(start, key)?.as_deref() != Some(&disk.old) {
-                    continue;
-                }
-                self.used[at] = true;
-                if key == "dev" {
-                    bail!(
-                        "disk {} was a block device, which is not done yet",
-                        disk.old
-                    );
-                }
-                let new = disk.new.to_string_lossy();
-                self.say(&format!("disk {} is {new}", disk.old));
-                return with(start, &[("file", &new)]);
-            }
-        }
-        Ok(start.clone())
-    }
-
-    fn text(&mut self, text: BytesText<'_>) -> Result<()> {
-        let old = text.decode()?.into_owned();
-        let mut new = None;
-        if self.inside(&["domain", "name"]) {
-            match self.copy {
-                Some(name) => {
-                    self.say(&format!("its name is {name}, not {old}"));
-                    new = Some(name.to_owned());
-                }
-                None => self.result.name = old.clone(),
-            }
-        } else if self.inside(&["domain", "uuid"]) {
-            self.result.uuid = Some(old.clone());
-        } else if self.inside(&["domain", "genid"]) && self.copy.is_some() {
-            new = Some(String::new());
-        } else if self.inside(&["domain", "os", "nvram"]) {
-            for (at, disk) in self.disks.iter().enumerate() {
-                if disk.old == old {
-                    self.used[at] = true;
-                    new = Some(disk.new.to_string_lossy().into_owned());
-                }
-            }
-        }
-        match new {
-            None => self.writer.write_event(Event::Text(text))?,
-            Some(new) => self.writer.write_event(Event::Text(BytesText::new(&new)))?,
-        }
-        Ok(())
-    }
-
-    fn say(&mut self, text: &str) {
-        self.result.changes.push(text.to_owned());
+            disk.old
+        ),
     }
 }
 
-fn text_of(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The value of an attribute.
-fn value(start: &BytesStart<'_>, key: &str) -> Result<Option<String>> {
-    match start.try_get_attribute(key)? {
-        None => Ok(None),
-        Some(attribute) => Ok(Some(attribute.normalized_value(VERSION)?.into_owned())),
+/// The disk is in a file from now on, whatever it was in.
+fn put_disk(device: &mut Element, disk: &NewDisk) {
+    device.set("type", "file");
+    // Of images that the file does not lie over, and of an operation on the old one.
+    device.remove(&["backingStore", "mirror", "auth", "encryption"]);
+    let path = disk.new.to_string_lossy();
+    let source = Element::new("source", &[("file", path.as_ref())]);
+    match device.child_mut("source") {
+        Some(old) => *old = source,
+        None => device.children.push(source),
+    }
+    match device.child_mut("driver") {
+        Some(driver) => driver.set("type", &disk.format),
+        None => device.children.insert(
+            0,
+            Element::new("driver", &[("name", "qemu"), ("type", &disk.format)]),
+        ),
     }
 }
 
-/// The same element with other values of some attributes.
-fn with<'x>(start: &BytesStart<'_>, changed: &[(&str, &str)]) -> Result<BytesStart<'x>> {
-    let mut new = BytesStart::new(text_of(start.name().as_ref()));
-    for attribute in start.attributes() {
-        let attribute = attribute?;
-        let key = text_of(attribute.key.as_ref());
-        let old = attribute.normalized_value(VERSION)?;
-        let value = changed.iter().find(|(name, _)| *name == key);
-        new.push_attribute((key.as_str(), value.map_or(old.as_ref(), |(_, new)| *new)));
+fn nvram_path(nvram: &Element) -> Option<String> {
+    match nvram.child("source") {
+        Some(source) => source.get("file").map(str::to_owned),
+        None => Some(nvram.text.trim().to_owned()),
     }
-    Ok(new)
+}
+
+fn put_nvram(nvram: &mut Element, disk: &NewDisk) {
+    let path = disk.new.to_string_lossy().into_owned();
+    match nvram.child_mut("source") {
+        Some(source) => source.set("file", &path),
+        None => nvram.text = path,
+    }
+    // Where none is said it is raw.
+    if nvram.get("format").is_some() || disk.format != "raw" {
+        nvram.set("format", &disk.format);
+    }
+}
+
+/// Where a disk is, as its definition says.
+fn source_of(disk: &Element) -> Option<String> {
+    let source = disk.child("source")?;
+    let path = source.get("file").or_else(|| source.get("dev"))?;
+    Some(path.to_owned())
+}
+
+/// libvirt's alias of a disk, which is the device's id in QEMU: from the definition where it says
+/// it, else as libvirt makes it from bus and place.
+fn alias_of(disk: &Element) -> Option<String> {
+    if let Some(alias) = disk.child("alias") {
+        return alias.get("name").map(str::to_owned);
+    }
+    let target = disk.child("target")?;
+    let bus = target.get("bus")?;
+    let place = disk.child("address").filter(|a| a.is("type", "drive"));
+    let at = |key: &str| place.and_then(|place| place.get(key)).unwrap_or("0");
+    Some(match bus {
+        "virtio" => format!("virtio-disk{}", index_of(target.get("dev")?)?),
+        "usb" => format!("usb-disk{}", index_of(target.get("dev")?)?),
+        "scsi" => format!(
+            "scsi{}-{}-{}-{}",
+            at("controller"),
+            at("bus"),
+            at("target"),
+            at("unit")
+        ),
+        "ide" | "sata" | "fdc" => {
+            format!("{bus}{}-{}-{}", at("controller"), at("bus"), at("unit"))
+        }
+        _ => return None,
+    })
+}
+
+/// The place of a name in `vda`, `vdb`, … `vdz`, `vdaa`, …, from 0.
+fn index_of(name: &str) -> Option<usize> {
+    let letters = name.get(2..)?;
+    let digit = |c: char| {
+        c.is_ascii_lowercase()
+            .then(|| c as usize - 'a' as usize + 1)
+    };
+    let number = letters
+        .chars()
+        .try_fold(0usize, |sum, c| sum.checked_mul(26)?.checked_add(digit(c)?));
+    number?.checked_sub(1)
+}
+
+fn networks(domain: &mut Element) -> Vec<String> {
+    let cards = devices(domain).all_mut("interface");
+    cards
+        .filter_map(|card| Some(card.child("source")?.get("network")?.to_owned()))
+        .collect()
+}
+
+/// [`parse`] has seen that they are there.
+pub(super) fn devices(domain: &mut Element) -> &mut Element {
+    if domain.child("devices").is_none() {
+        domain.children.push(Element::new("devices", &[]));
+    }
+    let at = domain.children.iter().position(|c| c.name == "devices");
+    &mut domain.children[at.unwrap_or_default()]
 }
 
 #[cfg(test)]
@@ -268,30 +304,55 @@ mod tests {
         <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
         <source file='/v/a&amp;b.qcow2'/><backingStore type='file'><source file='/v/base'/>\
         </backingStore><target dev='vda'/></disk>\
+        <disk type='volume' device='disk'><source pool='p' volume='v'/>\
+        <target dev='sdb' bus='scsi'/>\
+        <address type='drive' controller='0' bus='0' target='0' unit='3'/></disk>\
         <interface type='network'><mac address='52:54:00:00:00:01'/><source network='lan'/>\
         </interface><serial type='file'><source path='/v/log'/><target port='0'/></serial>\
+        <graphics type='vnc' port='5901' autoport='no'/>\
         </devices></domain>";
 
-    fn disks() -> Vec<NewDisk> {
-        let disk = |old: &str, new: &str| NewDisk {
+    fn disk(id: &str, old: &str, new: &str, format: &str) -> NewDisk {
+        NewDisk {
+            id: id.into(),
             old: old.into(),
             new: new.into(),
-        };
-        vec![disk("/v/a&b.qcow2", "/n/a<b"), disk("/v/web.fd", "/n/fd")]
+            format: format.into(),
+        }
+    }
+
+    fn disks() -> Vec<NewDisk> {
+        vec![
+            disk("virtio-disk0", "/v/a&b.qcow2", "/n/a<b", "qcow2"),
+            disk("scsi0-0-0-3", "/dev/vg/v", "/n/v", "raw"),
+            disk("pflash1", "/v/web.fd", "/n/fd", "raw"),
+        ]
     }
 
     #[test]
     fn a_copy_shares_nothing_with_the_original() {
-        let changed = change(XML, Some("web2"), &disks()).unwrap();
+        let copy = Identity {
+            name: "web2".into(),
+            uuid: "u-2".into(),
+        };
+        let changed = change(XML, Some(&copy), &disks()).unwrap();
         let xml = &changed.xml;
         assert!(xml.contains("<name>web2</name>"), "{xml}");
-        for old in ["u-1", "52:54", "/v/", "backingStore", "<genid>g"] {
+        for old in [
+            "u-1",
+            "52:54",
+            "/v/",
+            "backingStore",
+            "<genid>g",
+            "pool=",
+            "5901",
+        ] {
             assert!(!xml.contains(old), "{old}: {xml}");
         }
         assert!(xml.contains("file=\"/n/a&lt;b\""), "{xml}");
         assert!(xml.contains("<nvram>/n/fd</nvram>"), "{xml}");
         assert_eq!(changed.networks, ["lan"]);
-        assert!(changed.uuid.is_none());
+        assert_eq!(changed.uuid.as_deref(), Some("u-2"));
     }
 
     #[test]
@@ -299,25 +360,37 @@ mod tests {
         let changed = change(XML, None, &disks()).unwrap();
         assert_eq!(changed.name, "web");
         assert_eq!(changed.uuid.as_deref(), Some("u-1"));
-        for kept in ["u-1", "52:54:00:00:00:01", "/v/log"] {
+        for kept in ["u-1", "52:54:00:00:00:01", "/v/log", "5901"] {
             assert!(changed.xml.contains(kept), "{kept}: {}", changed.xml);
         }
     }
 
     #[test]
     fn a_disk_without_a_place_and_rubbish_are_refused() {
-        let stray = [NewDisk {
-            old: "/v/other".into(),
-            new: "/n/other".into(),
-        }];
+        let stray = [disk("virtio-disk7", "/v/other", "/n/other", "raw")];
         let error = change(XML, None, &stray).unwrap_err().to_string();
         assert!(error.contains("/v/other"), "{error}");
         for rubbish in [
             "<domain",
-            "<!DOCTYPE a [<!ENTITY b 'c'>]><domain/>",
+            "<domain/>",
+            "<!DOCTYPE a [<!ENTITY b 'c'>]><domain><devices/></domain>",
             "<a></b>",
         ] {
             assert!(change(rubbish, None, &disks()).is_err(), "{rubbish}");
         }
+    }
+
+    #[test]
+    fn disks_have_the_ids_that_libvirt_gives_them() {
+        for (name, index) in [("vda", 0), ("vdz", 25), ("vdaa", 26), ("vdab", 27)] {
+            assert_eq!(index_of(name), Some(index), "{name}");
+        }
+        for name in ["", "vd", "vd1", "ü"] {
+            assert_eq!(index_of(name), None, "{name}");
+        }
+        let xml = "<disk><target dev='sdc' bus='sata'/>\
+                   <address type='drive' controller='0' bus='0' unit='2'/></disk>";
+        let disk = Element::parse(xml).unwrap();
+        assert_eq!(alias_of(&disk).as_deref(), Some("sata0-0-2"));
     }
 }

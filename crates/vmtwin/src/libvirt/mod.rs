@@ -13,7 +13,10 @@ pub(crate) mod define;
 pub(crate) mod definition;
 pub(crate) mod process;
 pub(crate) mod relay;
+pub(crate) mod running;
+pub(crate) mod state;
 pub(crate) mod table;
+mod xml;
 
 use std::path::PathBuf;
 
@@ -24,14 +27,25 @@ use vmtwin_hypervisor::qmp::Qmp;
 
 pub(crate) use address::{Address, enable};
 
-/// The definition of a guest of libvirt, with passwords of its displays; `None` for other guests.
-pub(crate) fn definition_of(vm: &Vm) -> Result<Option<String>> {
+/// The definitions of a domain, with passwords of its displays.
+pub(crate) struct Definitions {
+    /// What it is started from.
+    pub(crate) inactive: String,
+    /// What runs; the same where nothing does.
+    pub(crate) running: String,
+}
+
+/// The definitions of a guest of libvirt; `None` for other guests.
+pub(crate) fn definitions_of(vm: &Vm) -> Result<Option<Definitions>> {
     if vm.connection.kind != ConnectionKind::Libvirt {
         return Ok(None);
     }
     let libvirt = vmtwin_libvirt::Connection::open(&vm.connection.address)?;
     let domain = libvirt.domain_by_uuid(vm.id.as_str())?;
-    Ok(Some(domain.definition()?))
+    Ok(Some(Definitions {
+        inactive: domain.definition()?,
+        running: domain.migratable_xml()?,
+    }))
 }
 
 /// Refuses while libvirt works on the guest's disks or moves it: what we put between a device and

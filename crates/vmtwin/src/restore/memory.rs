@@ -11,10 +11,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use vmtwin_migration::{RebuildError, StreamWriter};
-use vmtwin_repository::{ExtentKind, Image, ImageSink, Progress, ProgressDelta, SnapshotReader};
+use vmtwin_repository::{
+    ExtentKind, Image, ImageSink, Progress, ProgressDelta, Repository, Snapshot, SnapshotReader,
+};
 
 use super::error::RestoreError;
-use super::progress::Watch;
+use super::inventory::Inventory;
+use super::progress::{Phase, RestoreProgress, Watch};
 use super::state::{ParsedState, StoredState};
 use crate::content::MEMORY_STREAM;
 
@@ -50,6 +53,29 @@ pub(super) fn write(
         Err(_) if watch.cancelled() => Err(RestoreError::Cancelled),
         other => other,
     }
+}
+
+/// Writes the live state of a snapshot as QEMU's migration stream; gives its length.
+///
+/// # Errors
+/// See [`RestoreError`].
+pub(crate) fn write_state(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    out: &mut dyn Write,
+    progress: &dyn RestoreProgress,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<u64, RestoreError> {
+    let watch = Watch {
+        progress,
+        cancelled,
+    };
+    let reader = repository.reader(snapshot)?;
+    let state = Inventory::read(&reader, None)?.open_state(&reader)?;
+    progress.begin(Phase::Memory, state.total_bytes());
+    let written = write(&reader, &state, out, watch);
+    progress.end();
+    written
 }
 
 fn rebuild(

@@ -42,6 +42,7 @@ mod tpm;
 pub(crate) use check::read_all;
 pub(crate) use guard::run_guard;
 pub(crate) use inventory::Inventory;
+pub(crate) use memory::write_state;
 pub(crate) use nbd_server::NbdServer;
 pub(crate) use progress::{Phase, RestoreProgress};
 pub(crate) use recipe::restore;

@@ -153,12 +153,17 @@ impl Vmtwin {
 
     /// Panics if a backup left files in the home folder or locks in the repository.
     pub(crate) fn assert_nothing_left(&self) {
+        self.assert_no_files_left();
+        let locks = files(&self.repo.join("locks"));
+        assert!(locks.is_empty(), "locks left: {locks:?}");
+    }
+
+    /// Panics if files are left in the home folder.
+    pub(crate) fn assert_no_files_left(&self) {
         for folder in ["run", "spool"] {
             let left = files(&self.home().join(folder));
             assert!(left.is_empty(), "left in {folder}: {left:?}");
         }
-        let locks = files(&self.repo.join("locks"));
-        assert!(locks.is_empty(), "locks left: {locks:?}");
     }
 
     /// The flag of the table that says that the guest has to be resumed.

@@ -1,0 +1,143 @@
+//! Guests of libvirt that go on from their state as domains: beside the original, cut off, and in
+//! its place.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+#[path = "common/libvirt.rs"]
+mod libvirt;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmtwin_testkit::{LibvirtGuest, Mode, run};
+
+use common::{code, text, told};
+use libvirt::{Inside, PATIENCE, URI};
+
+const BRIDGE: &str = "br-lan";
+const CARD: &str = "<interface type='bridge'><mac address='52:54:00:00:00:07'/>\
+                    <source bridge='br-lan'/><model type='virtio'/></interface>";
+
+/// A guest that is on a bridge of its host.
+fn guest_on_a_bridge(inside: &Inside) -> LibvirtGuest {
+    let mut bridge = inside.host.command("ip");
+    run(bridge.args(["link", "add", BRIDGE, "up", "type", "bridge"]));
+    let guest = LibvirtGuest::define_with(&inside.host, "ticker", Mode::Load, 2, CARD);
+    guest.boot(&inside.host, Mode::Load);
+    guest
+}
+
+/// What `ip` tells of the network card of a domain.
+fn card(inside: &Inside, domain: &str) -> Value {
+    let cards = inside.host.virsh(&["domiflist", domain]);
+    let name = cards.split_whitespace().next().unwrap().to_owned();
+    let mut link = inside.host.command("ip");
+    let output = run(link.args(["-json", "link", "show", "dev", &name]));
+    let links: Value = serde_json::from_slice(&output.stdout).unwrap();
+    links[0].clone()
+}
+
+fn is_up(card: &Value) -> bool {
+    card["flags"].as_array().unwrap().contains(&"UP".into())
+}
+
+/// The first number that a domain shows on its console, which is a pty.
+fn first_number(inside: &Inside, domain: &str) -> u64 {
+    let console = inside.host.virsh(&["ttyconsole", domain]);
+    let mut read = inside.host.command("timeout");
+    let output = read.args(["5", "cat", console.trim()]).output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = shown.lines().filter_map(|line| {
+        let rest = line.split_once("tick n=")?.1;
+        rest.split(' ').next()?.parse().ok()
+    });
+    numbers.next().unwrap_or_else(|| panic!("{shown}"))
+}
+
+/// A copy goes on beside the original, cut off; killed in between, nothing runs; and the original
+/// goes back to its place.
+#[test]
+fn a_state_goes_on_as_a_domain() {
+    let Some(inside) = Inside::start("goeson") else {
+        return;
+    };
+    let host = &inside.host;
+    let guest = guest_on_a_bridge(&inside);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let uuid = host.virsh(&["domuuid", "ticker"]);
+    let before = guest.log().last_tick().unwrap().n;
+    let report = inside.backup("ticker", "state");
+    let id = report["snapshot"].as_str().unwrap();
+
+    copy_beside(&inside, id, before, &guest);
+
+    // The original is gone, and comes back.
+    host.virsh(&["destroy", "ticker"]);
+    host.virsh(&["undefine", "ticker"]);
+    let (last, mark) = (guest.log().last_tick().unwrap().n, guest.log().mark());
+    let dir = host.file("back");
+    let back = ["restore", id, "--to", text(&dir), "--libvirt", URI, "--run"];
+    let report = inside.json(&[&back[..], &["--network", "original"]].concat());
+    assert_eq!(report["domain"], "ticker");
+    assert_eq!(host.virsh(&["domuuid", "ticker"]), uuid);
+    guest.log().wait_for_since(mark, "tick n=", PATIENCE);
+    let first = guest.log().ticks_since(mark)[0].n;
+    assert!((before..last).contains(&first), "{before} {first} {last}");
+    let card = card(&inside, "ticker");
+    assert_eq!(card["master"], BRIDGE);
+    assert!(is_up(&card), "{card}");
+    assert_eq!(guest.log().last_tick().unwrap().skew, 0);
+    inside.assert_clean(&guest);
+    let again = inside.backup("ticker", "crash");
+    assert_eq!(again["consistency"], "crash");
+    cut_off_in_between(&inside, id);
+    inside.vmtwin.assert_no_files_left();
+}
+
+fn copy_beside(inside: &Inside, id: &str, before: u64, guest: &LibvirtGuest) {
+    let dir = inside.host.file("copy");
+    let copy = ["restore", id, "--to", text(&dir), "--libvirt", URI, "--run"];
+    let refused = inside.run(&copy);
+    assert_eq!(code(&refused), 1);
+    assert!(told(&refused).contains("--as NAME"), "{}", told(&refused));
+    let report = inside.json(&[&copy[..], &["--as", "copy"]].concat());
+    assert_eq!(report["domain"], "copy");
+    let host = &inside.host;
+    assert_eq!(host.virsh(&["domstate", "copy"]).trim(), "running");
+    let first = first_number(inside, "copy");
+    let now = guest.log().last_tick().unwrap().n;
+    assert!((before..now).contains(&first), "{before} {first} {now}");
+    let card = card(inside, "copy");
+    assert_eq!(card["master"], Value::Null);
+    assert!(!is_up(&card), "{card}");
+    assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "running");
+    host.virsh(&["destroy", "copy"]);
+    host.virsh(&["undefine", "copy"]);
+}
+
+/// A restore that fails, and one that is killed, while the state goes in.
+fn cut_off_in_between(inside: &Inside, id: &str) {
+    let host = &inside.host;
+    for action in ["fail", "kill"] {
+        let dir = host.file(action);
+        let mut restore = inside.command(&["restore", id, "--to", text(&dir), "--as", action]);
+        restore.args(["--libvirt", URI, "--run"]);
+        restore.env("VMTWIN_FAILPOINT", format!("domain state={action}"));
+        let output = restore.output().unwrap();
+        assert_ne!(code(&output), 0);
+        let begun = Instant::now();
+        let lives = || {
+            let state = host.try_virsh(&["domstate", action]);
+            state.is_ok_and(|state| state.trim() != "shut off")
+        };
+        while lives() {
+            assert!(begun.elapsed() < PATIENCE, "{action}: {}", told(&output));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if action == "fail" {
+            assert!(host.try_virsh(&["domuuid", action]).is_err());
+            assert!(told(&output).contains("failpoint"), "{}", told(&output));
+        }
+    }
+}
