@@ -99,7 +99,8 @@ fn ask(agent: &Path, command: &str, timeout: Duration) -> io::Result<Value> {
     returned(&serde_json::from_str(&line)?)
 }
 
-fn ask_relayed(monitor: &Path, command: &str, timeout: Duration) -> io::Result<Value> {
+/// Asks the agent that a relay reaches.
+pub(crate) fn ask_relayed(monitor: &Path, command: &str, timeout: Duration) -> io::Result<Value> {
     let mut qmp = Qmp::connect(monitor, TIMEOUT).map_err(io::Error::other)?;
     let text = json!({ "execute": command }).to_string();
     let arguments = json!({"command": text, "timeout_s": timeout.as_secs().max(1)});

@@ -267,7 +267,12 @@ fn default_dir() -> Result<PathBuf> {
     let Some(user) = std::env::var_os("HOME") else {
         bail!("no home folder: set VMTWIN_HOME or give --home");
     };
-    Ok(PathBuf::from(user).join(".local/share/vmtwin"))
+    let own = PathBuf::from(user).join(".local/share/vmtwin");
+    // Root's own folder is closed to QEMU's user, which must get to a twin's disks.
+    match rustix::process::geteuid().is_root() && !own.exists() {
+        true => Ok(PathBuf::from("/var/lib/vmtwin")),
+        false => Ok(own),
+    }
 }
 
 /// Makes a folder for this user (others may pass through, QEMU's user must reach its sockets).

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use vmtwin_catalog::{Connection, ConnectionKind, Inspection, NewVm, Vm, VmId, VmRole, VmState};
 use vmtwin_hypervisor::machine::Machine;
-use vmtwin_hypervisor::twin::TwinPlan;
+use vmtwin_hypervisor::twin::{Overlay, TwinPlan};
 
 use crate::backup::inspected;
 use crate::db::Db;
@@ -15,21 +15,42 @@ pub(crate) struct TwinRow<'a> {
     id: VmId,
 }
 
+/// What the table tells of a twin.
+pub(crate) struct Described<'a> {
+    /// Its own uuid, where it has one.
+    pub(crate) id: Option<&'a str>,
+    pub(crate) name: &'a str,
+    pub(crate) connection: Connection,
+    pub(crate) overlays: &'a [Overlay],
+}
+
+impl<'a> Described<'a> {
+    /// A process of vmtwin's.
+    pub(crate) fn of(plan: &'a TwinPlan) -> Described<'a> {
+        Described {
+            id: None,
+            name: plan.name(),
+            connection: Connection {
+                kind: ConnectionKind::Qmp,
+                address: plan.qmp_socket().display().to_string(),
+            },
+            overlays: plan.overlays(),
+        }
+    }
+}
+
 impl<'a> TwinRow<'a> {
     /// Adds the row of a twin of `guest` that is about to be started.
     pub(crate) fn add(
         db: &'a Db,
         guest: &Vm,
         machine: &Machine,
-        plan: &TwinPlan,
+        twin: &Described<'_>,
     ) -> Result<TwinRow<'a>> {
         let new = NewVm {
-            id: None,
-            name: plan.name().to_owned(),
-            connection: Connection {
-                kind: ConnectionKind::Qmp,
-                address: plan.qmp_socket().display().to_string(),
-            },
+            id: twin.id.map(str::parse).transpose()?,
+            name: twin.name.to_owned(),
+            connection: twin.connection.clone(),
             role: VmRole::Twin,
             twin_of: Some(guest.id.clone()),
         };
@@ -43,7 +64,7 @@ impl<'a> TwinRow<'a> {
             disks: disks.filter(|disk| disk.included).collect(),
         };
         db.run(async |c| c.update_inspection(&row.id, found).await)?;
-        for overlay in plan.overlays() {
+        for overlay in twin.overlays {
             let image = overlay.path.display().to_string();
             db.run(async |c| c.record_switch(&row.id, &overlay.disk_id, &image).await)?;
         }

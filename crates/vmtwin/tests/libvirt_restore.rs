@@ -10,32 +10,17 @@ mod libvirt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmtwin_testkit::{LibvirtGuest, Mode, run};
+use vmtwin_testkit::{LibvirtGuest, Mode};
 
 use common::{code, text, told};
-use libvirt::{Inside, PATIENCE, URI};
-
-const BRIDGE: &str = "br-lan";
-const CARD: &str = "<interface type='bridge'><mac address='52:54:00:00:00:07'/>\
-                    <source bridge='br-lan'/><model type='virtio'/></interface>";
+use libvirt::{BRIDGE, CARD, Inside, PATIENCE, URI};
 
 /// A guest that is on a bridge of its host.
 fn guest_on_a_bridge(inside: &Inside) -> LibvirtGuest {
-    let mut bridge = inside.host.command("ip");
-    run(bridge.args(["link", "add", BRIDGE, "up", "type", "bridge"]));
+    inside.make_bridge();
     let guest = LibvirtGuest::define_with(&inside.host, "ticker", Mode::Load, 2, CARD);
     guest.boot(&inside.host, Mode::Load);
     guest
-}
-
-/// What `ip` tells of the network card of a domain.
-fn card(inside: &Inside, domain: &str) -> Value {
-    let cards = inside.host.virsh(&["domiflist", domain]);
-    let name = cards.split_whitespace().next().unwrap().to_owned();
-    let mut link = inside.host.command("ip");
-    let output = run(link.args(["-json", "link", "show", "dev", &name]));
-    let links: Value = serde_json::from_slice(&output.stdout).unwrap();
-    links[0].clone()
 }
 
 fn is_up(card: &Value) -> bool {
@@ -84,7 +69,7 @@ fn a_state_goes_on_as_a_domain() {
     guest.log().wait_for_since(mark, "tick n=", PATIENCE);
     let first = guest.log().ticks_since(mark)[0].n;
     assert!((before..last).contains(&first), "{before} {first} {last}");
-    let card = card(&inside, "ticker");
+    let card = inside.card("ticker");
     assert_eq!(card["master"], BRIDGE);
     assert!(is_up(&card), "{card}");
     assert_eq!(guest.log().last_tick().unwrap().skew, 0);
@@ -108,7 +93,7 @@ fn copy_beside(inside: &Inside, id: &str, before: u64, guest: &LibvirtGuest) {
     let first = first_number(inside, "copy");
     let now = guest.log().last_tick().unwrap().n;
     assert!((before..now).contains(&first), "{before} {first} {now}");
-    let card = card(inside, "copy");
+    let card = inside.card("copy");
     assert_eq!(card["master"], Value::Null);
     assert!(!is_up(&card), "{card}");
     assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "running");

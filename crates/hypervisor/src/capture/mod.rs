@@ -21,7 +21,7 @@ mod journal;
 mod memory;
 mod outlive;
 mod point;
-mod priority;
+pub(crate) mod priority;
 mod relayed;
 mod storage;
 

@@ -18,6 +18,19 @@ pub(super) fn yield_to_guest(tid: i32) {
     }
 }
 
+/// Gives all threads of a process this nice value. Without the privilege nothing changes.
+pub(crate) fn lower_all(pid: u32, nice: i32) {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let tid = task.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(tid) = tid.and_then(Pid::from_raw)
+            && let Err(error) = setpriority_process(Some(tid), nice)
+        {
+            tracing::debug!(%error, "a thread keeps its priority");
+        }
+    }
+}
+
 /// Raises this thread until it is dropped. Without the privilege nothing changes.
 pub(super) struct Urgent {
     before: Option<i32>,

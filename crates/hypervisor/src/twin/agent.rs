@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::agent::synchronized;
+use crate::agent::{ask_relayed, synchronized};
 
 /// How long it may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,6 +21,16 @@ pub(super) fn ask_to_power_off(socket: &Path) -> io::Result<()> {
     // A good end has no answer.
     let shutdown = json!({"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}});
     writeln!(stream, "{shutdown}")
+}
+
+/// Asks the agent behind a relay's monitor. A good end has no answer, so that nothing tells it from
+/// one that is not there.
+pub(super) fn ask_relay_to_power_off(monitor: &Path) -> bool {
+    let Err(error) = ask_relayed(monitor, "guest-shutdown", TIMEOUT) else {
+        return true;
+    };
+    tracing::debug!(%error, "asked a twin's agent to power off");
+    false
 }
 
 /// Whether an agent answers.

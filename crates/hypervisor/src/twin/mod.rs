@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::capture::priority;
 use crate::inspect::run_state;
 use crate::launch::{
     self, Incoming, LaunchPlan, LaunchRequest, Network, RestoredDisk, RunningTpm, Tap, TpmEmulator,
@@ -252,6 +253,32 @@ impl Twin {
         }
     }
 
+    /// Takes over a QEMU that another program started, and whose monitor is behind a relay at
+    /// `address`. Its sockets are in `dir`, its output goes to `log`.
+    ///
+    /// # Errors
+    /// Nobody answers there.
+    pub fn adopt_relayed(address: &Path, dir: &Path, log: &Path) -> Result<Twin, TwinError> {
+        let qmp = Qmp::connect(address, GREETING_TIMEOUT)?;
+        let pid = qmp.peer().pid;
+        let twin = Twin {
+            process: ProcessId::of(pid).ok_or_else(|| ended(pid, log))?,
+            qmp,
+            dir: dir.to_owned(),
+            log: log.to_owned(),
+            armed: true,
+        };
+        // The guest goes first.
+        priority::lower_all(pid, i32::from(NICENESS));
+        Ok(twin)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
     /// Waits until its state is in; it stands still then.
     ///
     /// # Errors
@@ -352,6 +379,8 @@ impl Twin {
         match self.qmp.execute("quit", Value::Null) {
             Ok(_) => {}
             Err(error) if error.is_gone() => {}
+            // Who stands between us and it ends a machine that powered off, as QEMU's user would.
+            Err(_) if self.qmp.is_relayed() => {}
             Err(error) => return Err(error.into()),
         }
         let begun = Instant::now();

@@ -110,8 +110,10 @@ pub(super) fn run(
             if presses == 0 {
                 console = first(twin, options)?;
             } else if !agent {
-                let socket = twin.dir.join(AGENT_SOCKET);
-                agent = agent::ask_to_power_off(&socket).is_ok();
+                agent = match twin.qmp.is_relayed() {
+                    true => agent::ask_relay_to_power_off(twin.qmp.path()),
+                    false => agent::ask_to_power_off(&twin.dir.join(AGENT_SOCKET)).is_ok(),
+                };
             }
             twin.execute("system_powerdown", Value::Null)?;
             presses += 1;

@@ -17,7 +17,8 @@ use anyhow::{Context, Result, anyhow};
 use vmtwin_hypervisor::capture::{Capture, CaptureError, Journal, nbd_socket};
 use vmtwin_hypervisor::machine::{Disk, Machine};
 use vmtwin_hypervisor::spool::SpoolReader;
-use vmtwin_hypervisor::twin::{Backing, Twin, TwinPlan, TwinRequest, check_room};
+use vmtwin_hypervisor::twin::{Backing, Overlay, Twin, TwinPlan, TwinRequest, check_room};
+use vmtwin_hypervisor::undo::Undo;
 
 use super::disks::{Sink, connect_to_point};
 use super::report::TwinReport;
@@ -26,9 +27,11 @@ use crate::cli::{Consistency, Fallback};
 use crate::content::ContentDisk;
 use crate::failpoint;
 use crate::journal::JobJournal;
+use crate::libvirt::Definitions;
+use crate::libvirt::twin::{DomainTwin, TwinGuard};
 use crate::source::Changes;
 use crate::twin_args::TwinArgs;
-use crate::twin_row::TwinRow;
+use crate::twin_row::{Described, TwinRow};
 use crate::twin_slot::TwinSlot;
 
 /// How long a twin may take from the last byte of its state until it is ready.
@@ -39,9 +42,40 @@ const PIECE_BYTES: usize = 256 << 10;
 
 /// A twin that may be made.
 pub(super) struct PlannedTwin {
-    pub(super) plan: TwinPlan,
+    plan: TwinPlan,
+    /// As a domain of libvirt, where it can be one; else why not.
+    domain: Result<DomainTwin>,
     ending: TwinArgs,
     _slot: TwinSlot,
+}
+
+impl PlannedTwin {
+    /// For the table.
+    fn described(&self) -> Described<'_> {
+        match &self.domain {
+            Ok(domain) => Described {
+                id: Some(domain.uuid()),
+                name: self.plan.name(),
+                connection: domain.connection(),
+                overlays: domain.overlays(),
+            },
+            Err(_) => Described::of(&self.plan),
+        }
+    }
+
+    fn undos(&self) -> Vec<(&'static str, Undo)> {
+        let mut undos = self.plan.undos();
+        undos.extend(self.domain.iter().map(|twin| ("twin domain", twin.undo())));
+        undos
+    }
+}
+
+/// A twin that is paused, with its memory in.
+struct LoadedTwin {
+    twin: Twin,
+    /// Of a domain.
+    guard: Option<TwinGuard>,
+    overlays: Vec<Overlay>,
 }
 
 impl Work<'_> {
@@ -52,17 +86,25 @@ impl Work<'_> {
         let tag = job_tag(self.job);
         let dir = self.work_dir(&tag)?;
         let socket = nbd_socket(&dir);
+        let backing = |id: &str| Backing::Nbd {
+            socket: socket.clone(),
+            export: id.to_owned(),
+        };
         let request = TwinRequest {
             dir,
             name: format!("{}-twin-{tag}", self.vm.name),
             standby: false,
         };
-        let plan = TwinPlan::new(machine, &request, |id| Backing::Nbd {
-            socket: socket.clone(),
-            export: id.to_owned(),
-        })?;
+        let domain = match &self.definitions {
+            Some(Definitions { running, .. }) => {
+                let (name, dir) = (&request.name, &request.dir);
+                DomainTwin::plan(self.vm, machine, running, name, dir, backing)
+            }
+            None => Err(anyhow!("its guest is no domain of libvirt")),
+        };
         Ok(PlannedTwin {
-            plan,
+            plan: TwinPlan::new(machine, &request, backing)?,
+            domain,
             ending: self.args.twin.over(self.vm)?,
             _slot: slot,
         })
@@ -80,7 +122,7 @@ impl Work<'_> {
     ) -> Result<Drained> {
         let finished = self
             .run_twin(capture, machine, twin, limit)
-            .and_then(|()| self.store_finished(capture, machine, &twin.plan, sink));
+            .and_then(|overlays| self.store_finished(capture, machine, &overlays, sink));
         match finished {
             Ok(disks) => Ok(Drained {
                 memory: None,
@@ -106,10 +148,10 @@ impl Work<'_> {
         machine: &Machine,
         twin: &PlannedTwin,
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<Vec<Overlay>> {
         let mut journal = JobJournal::new(self.cx.db, self.job.clone(), self.vm.id.clone());
         let begun = Instant::now();
-        let outcome = journal.within(&twin.plan.undos(), |journal| {
+        let outcome = journal.within(&twin.undos(), |journal| {
             journal.step("twin").map_err(anyhow::Error::from_boxed)?;
             self.lived(capture, machine, twin, limit)
         });
@@ -117,28 +159,60 @@ impl Work<'_> {
         outcome
     }
 
-    /// The life of the twin.
+    /// The life of the twin; gives what it leaves.
     fn lived(
         &mut self,
         capture: &mut Capture<'_>,
         machine: &Machine,
         planned: &PlannedTwin,
         limit: Duration,
-    ) -> Result<()> {
-        let plan = &planned.plan;
-        let cancelled = || self.cx.cancel.is_set();
+    ) -> Result<Vec<Overlay>> {
         let begun = Instant::now();
-        let row = TwinRow::add(self.cx.db, self.vm, machine, plan)?;
+        let row = TwinRow::add(self.cx.db, self.vm, machine, &planned.described())?;
         let spinner = self.cx.ui.spinner("memory into the twin");
-        let (mut twin, socket) = plan.start()?;
-        failpoint::pass("twin state")?;
-        feed(capture, &mut twin, socket, limit, &cancelled)?;
-        twin.wait_ready(READY_TIMEOUT, &cancelled)?;
+        let loaded = self.load_twin(capture, planned, limit)?;
         spinner.finish_and_clear();
         let load_s = begun.elapsed().as_secs_f64();
         row.runs()?;
-        self.report.twin = Some(end_twin(self.cx, twin, &planned.ending, load_s)?);
-        Ok(())
+        let mut report = end_twin(self.cx, loaded.twin, &planned.ending, load_s)?;
+        report.domain = loaded.guard.is_some();
+        self.report.twin = Some(report);
+        if let Some(guard) = loaded.guard {
+            guard.release()?;
+        }
+        Ok(loaded.overlays)
+    }
+
+    /// As a domain of libvirt, where that is possible; else as a QEMU of ours.
+    fn load_twin(
+        &self,
+        capture: &mut Capture<'_>,
+        planned: &PlannedTwin,
+        limit: Duration,
+    ) -> Result<LoadedTwin> {
+        let cancelled = || self.cx.cancel.is_set();
+        let reason = match &planned.domain {
+            Ok(domain) => match load_domain(capture, domain, limit, &cancelled)? {
+                Ok(loaded) => return Ok(loaded),
+                Err(refused) => refused,
+            },
+            Err(reason) => anyhow!("{reason:#}"),
+        };
+        if self.definitions.is_some() {
+            let text = "the twin is a process beside libvirt, not a domain";
+            self.cx
+                .ui
+                .note(&format!("{}: {text}: {reason:#}", self.vm.name));
+        }
+        let (mut twin, socket) = planned.plan.start()?;
+        failpoint::pass("twin state")?;
+        feed(capture, &mut twin, socket, limit, &cancelled)?;
+        twin.wait_ready(READY_TIMEOUT, &cancelled)?;
+        Ok(LoadedTwin {
+            twin,
+            guard: None,
+            overlays: planned.plan.overlays().to_vec(),
+        })
     }
 
     /// Stores what the twin left. It may differ from an earlier snapshot where the guest wrote since,
@@ -147,13 +221,13 @@ impl Work<'_> {
         &mut self,
         capture: &Capture<'_>,
         machine: &Machine,
-        plan: &TwinPlan,
+        overlays: &[Overlay],
         sink: &Sink<'_>,
     ) -> Result<Vec<ContentDisk>> {
         let begun = Instant::now();
         let mut disks = Vec::new();
-        for overlay in plan.overlays() {
-            let (id, image) = (&overlay.disk_id, (overlay.path.as_path(), "qcow2"));
+        for overlay in overlays {
+            let (id, image) = (&overlay.disk_id, (overlay.path.as_path(), overlay.format));
             let mut read = None;
             let against = |disk: &Disk, written: &Changes| {
                 let point = connect_to_point(capture, disk)?;
@@ -192,6 +266,7 @@ pub(crate) fn end_twin(
     twin.quit()?;
     spinner.finish_and_clear();
     Ok(TwinReport {
+        domain: false,
         load_s,
         run_s: ended.seconds,
         presses: ended.presses,
@@ -199,8 +274,37 @@ pub(crate) fn end_twin(
     })
 }
 
-/// Hands the memory stream to the twin while it comes in. A twin that is slow or hangs never holds
-/// the guest, since the spool lies in between.
+/// Has libvirt load a twin. The inner error is libvirt's refusal before it took any memory: another
+/// twin can have it then.
+fn load_domain(
+    capture: &mut Capture<'_>,
+    domain: &DomainTwin,
+    limit: Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Result<LoadedTwin>> {
+    let mut taken = false;
+    let socket = capture.nbd_socket().to_owned();
+    let loaded = domain.load(&[&socket], cancelled, |out| {
+        taken = true;
+        failpoint::pass("twin state")?;
+        pour(capture, out, limit, cancelled, &mut || {
+            Ok(domain.undo().apply()?)
+        })?
+        .end()
+    });
+    match loaded {
+        Ok((twin, guard)) => Ok(Ok(LoadedTwin {
+            twin,
+            guard: Some(guard),
+            overlays: domain.overlays().to_vec(),
+        })),
+        Err(_) if cancelled() => Err(CaptureError::Cancelled.into()),
+        Err(error) if taken => Err(error),
+        Err(refused) => Ok(Err(refused)),
+    }
+}
+
+/// Hands the memory stream to the twin while it comes in.
 pub(crate) fn feed(
     capture: &mut Capture<'_>,
     twin: &mut Twin,
@@ -208,36 +312,61 @@ pub(crate) fn feed(
     limit: Duration,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<()> {
+    let poured = pour(capture, socket, limit, cancelled, &mut || Ok(twin.kill()?))?;
+    // A twin that ended says more than a broken pipe or the capture that broke with it.
+    twin.check()?;
+    poured.end()
+}
+
+/// How a stream was handed on.
+struct Poured {
+    captured: Result<(), CaptureError>,
+    fed: io::Result<()>,
+}
+
+impl Poured {
+    fn end(self) -> Result<()> {
+        self.captured?;
+        self.fed.context("the twin did not take its memory")
+    }
+}
+
+/// Hands the memory stream on while it comes in. A twin that is slow or hangs never holds the guest,
+/// since the spool lies in between; one that takes too long is killed.
+fn pour(
+    capture: &mut Capture<'_>,
+    out: impl Write + Send + 'static,
+    limit: Duration,
+    cancelled: &dyn Fn() -> bool,
+    kill: &mut dyn FnMut() -> Result<()>,
+) -> Result<Poured> {
     let reader = capture.follow_memory().context("no memory was captured")?;
     let spool = reader.handle();
     let begun = Instant::now();
-    let feeder = thread::spawn(move || hand_on(reader, socket));
+    let feeder = thread::spawn(move || hand_on(reader, out));
     let captured = capture.wait_for_memory(limit, cancelled);
     if captured.is_err() {
         spool.give_up("the capture failed");
     }
     while !feeder.is_finished() {
         if cancelled() || begun.elapsed() > limit {
-            twin.kill()?;
+            kill()?;
         }
         thread::sleep(POLL);
     }
     let fed = feeder.join().map_err(|_| anyhow!("the feeder panicked"))?;
-    if cancelled() {
-        return Err(CaptureError::Cancelled.into());
+    match cancelled() {
+        true => Err(CaptureError::Cancelled.into()),
+        false => Ok(Poured { captured, fed }),
     }
-    // A twin that ended says more than a broken pipe or the capture that broke with it.
-    twin.check()?;
-    captured?;
-    fed.context("the twin did not take its memory")
 }
 
-fn hand_on(mut reader: SpoolReader, mut socket: UnixStream) -> io::Result<()> {
+fn hand_on(mut reader: SpoolReader, mut out: impl Write) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match reader.read(&mut piece)? {
             0 => return Ok(()),
-            count => socket.write_all(&piece[..count])?,
+            count => out.write_all(&piece[..count])?,
         }
     }
 }

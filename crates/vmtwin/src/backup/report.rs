@@ -73,6 +73,8 @@ pub(crate) struct DiskReport {
 /// What became of the twin.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct TwinReport {
+    /// It was a domain of libvirt.
+    pub(crate) domain: bool,
     /// From its start until it had its state, seconds.
     pub(crate) load_s: f64,
     /// From its resume until it had powered off, seconds.

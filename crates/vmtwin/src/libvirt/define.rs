@@ -217,9 +217,11 @@ impl Plan {
                     state: RestoreAs::Paused,
                     cancelled,
                 };
-                let write = |out: &mut dyn std::io::Write| {
+                let write = |mut out| {
                     failpoint::pass("domain state")?;
-                    Ok(write_state(repository, snapshot, out, progress, cancelled)?)
+                    Ok(write_state(
+                        repository, snapshot, &mut out, progress, cancelled,
+                    )?)
                 };
                 load.feed(write).and_then(|_| self.resume(&defined.domain))
             }

@@ -16,6 +16,7 @@ pub(crate) mod relay;
 pub(crate) mod running;
 pub(crate) mod state;
 pub(crate) mod table;
+pub(crate) mod twin;
 mod xml;
 
 use std::path::PathBuf;

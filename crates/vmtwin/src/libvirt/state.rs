@@ -51,11 +51,12 @@ pub(crate) struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Has libvirt start the domain on what `write` writes: QEMU's migration stream.
+    /// Has libvirt start the domain on what `write` writes: QEMU's migration stream. It is called
+    /// once QEMU has begun to read.
     ///
     /// # Errors
     /// Nothing runs then. libvirt's own words, where it says why.
-    pub(crate) fn feed<T>(&self, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    pub(crate) fn feed<T>(&self, write: impl FnOnce(Stream) -> Result<T>) -> Result<T> {
         let (first, second) = (self.dir.join("state-1"), self.dir.join("state-2"));
         let removed = [Removed(first.clone()), Removed(second.clone())];
         make_fifo(&first)?;
@@ -100,7 +101,7 @@ impl Load<'_> {
         first: &Path,
         second: &Path,
         restoring: &Receiver<Result<()>>,
-        write: impl FnOnce(&mut dyn Write) -> Result<T>,
+        write: impl FnOnce(Stream) -> Result<T>,
     ) -> Result<T> {
         let mut check = || {
             if (self.cancelled)() {
@@ -140,12 +141,17 @@ impl Load<'_> {
         let _ = rustix::pipe::fcntl_setpipe_size(&out, PIPE_BYTES);
         rustix::io::ioctl_fionbio(&out, false)?;
         out.write_all(STREAM_BEGINS)?;
-        write(&mut Stream { out, begun: 0 })
+        // Read by QEMU, which has all it was started with by then; its refusal comes before.
+        while rustix::io::ioctl_fionread(&out)? > 0 {
+            check()?;
+            std::thread::sleep(POLL);
+        }
+        write(Stream { out, begun: 0 })
     }
 }
 
 /// A stream whose beginning is written already.
-struct Stream {
+pub(crate) struct Stream {
     out: File,
     /// How much of it came since, up to [`STREAM_BEGINS`].
     begun: usize,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use vmtwin_catalog::{Connection, ConnectionKind, NewVm, Vm, VmId, VmRole, VmState};
 use vmtwin_libvirt::{Connection as Libvirt, Domain, DomainState};
 
+use super::twin::MARK;
 use crate::backup::Cx;
 
 /// Setting that holds the URIs that are followed, as a JSON array.
@@ -128,7 +129,7 @@ fn bring_up(cx: &Cx<'_>, uri: &str, libvirt: &Libvirt, followed: &[String]) -> R
     let rows: Vec<Vm> = cx.db.run(async |c| c.vms().await)?;
     let known: HashSet<String> = rows
         .iter()
-        .filter(|vm| is_of(vm, uri))
+        .filter(|vm| is_of(vm, uri) && vm.role == VmRole::Guest)
         .map(|vm| vm.id.to_string())
         .collect();
     let mut here = HashSet::new();
@@ -143,7 +144,9 @@ fn bring_up(cx: &Cx<'_>, uri: &str, libvirt: &Libvirt, followed: &[String]) -> R
             cx.ui.note(&format!("warning: domain {name}: {error:#}"));
         }
     }
-    let gone = rows.iter().filter(|vm| is_of(vm, uri));
+    let gone = rows
+        .iter()
+        .filter(|vm| is_of(vm, uri) && vm.role == VmRole::Guest);
     for vm in gone.filter(|vm| !here.contains(vm.id.as_str())) {
         set_state(cx, vm, VmState::Stopped)?;
     }
@@ -159,7 +162,9 @@ fn update(cx: &Cx<'_>, uri: &str, domain: &Domain) -> Result<()> {
         address: uri.to_owned(),
     };
     let vm = match cx.db.run(async |c| c.vm(&id).await) {
+        Ok(vm) if vm.role == VmRole::Twin => return Ok(()),
         Ok(vm) => vm,
+        Err(vmtwin_catalog::Error::NoVm { .. }) if is_twin(domain)? => return Ok(()),
         Err(vmtwin_catalog::Error::NoVm { .. }) => {
             let new = NewVm {
                 id: Some(id.clone()),
@@ -181,6 +186,11 @@ fn update(cx: &Cx<'_>, uri: &str, domain: &Domain) -> Result<()> {
         cx.db.run(async |c| c.rename_vm(&id, &name).await)?;
     }
     set_state(cx, &vm, state_of(domain.state()?))
+}
+
+/// A twin whose row is not there yet, or not any more.
+fn is_twin(domain: &Domain) -> Result<bool> {
+    Ok(!domain.is_persistent()? && domain.live_xml()?.contains(MARK))
 }
 
 fn set_state(cx: &Cx<'_>, vm: &Vm, state: VmState) -> Result<()> {

@@ -29,7 +29,7 @@ use crate::cli::TwinStartArgs;
 use crate::failpoint;
 use crate::journal::JobJournal;
 use crate::libvirt::{monitor_of, refuse_while_busy};
-use crate::twin_row::TwinRow;
+use crate::twin_row::{Described, TwinRow};
 
 /// How long a twin may take from the last byte of its state until it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -220,7 +220,7 @@ impl Keeper<'_> {
         options: &CaptureOptions,
     ) -> Result<(Twin, TwinRow<'_>, Watch)> {
         let cancelled = || self.cx.cancel.is_set();
-        let row = TwinRow::add(self.cx.db, self.vm, self.machine, self.plan)?;
+        let row = TwinRow::add(self.cx.db, self.vm, self.machine, &Described::of(self.plan))?;
         let (mut twin, socket) = self.plan.start()?;
         failpoint::pass("standby state")?;
         feed(

@@ -17,6 +17,10 @@ use crate::common::{PASSWORD, Vmtwin, code, document, text, told};
 
 /// As libvirt's tools call it inside.
 pub const URI: &str = "qemu:///system";
+/// A bridge of the host, and a network card on it.
+pub const BRIDGE: &str = "br-lan";
+pub const CARD: &str = "<interface type='bridge'><mac address='52:54:00:00:00:07'/>\
+                        <source bridge='br-lan'/><model type='virtio'/></interface>";
 /// For what takes no time, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,6 +43,22 @@ impl Inside {
         };
         inside.json(&["init"]);
         Some(inside)
+    }
+
+    /// Makes [`BRIDGE`].
+    pub fn make_bridge(&self) {
+        let mut bridge = self.host.command("ip");
+        run(bridge.args(["link", "add", BRIDGE, "up", "type", "bridge"]));
+    }
+
+    /// What `ip` tells of the network card of a domain.
+    pub fn card(&self, domain: &str) -> Value {
+        let cards = self.host.virsh(&["domiflist", domain]);
+        let name = cards.split_whitespace().next().unwrap().to_owned();
+        let mut link = self.host.command("ip");
+        let output = run(link.args(["-json", "link", "show", "dev", &name]));
+        let links: Value = serde_json::from_slice(&output.stdout).unwrap();
+        links[0].clone()
     }
 
     /// A command of the binary.

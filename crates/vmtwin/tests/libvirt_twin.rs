@@ -1,0 +1,133 @@
+//! Twins of libvirt's guests are domains: transient, named, cut off, and gone when they have ended,
+//! however that comes.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+#[path = "common/libvirt.rs"]
+mod libvirt;
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use vmtwin_testkit::{DiskFormat, Ext4State, LibvirtGuest, Mode};
+
+use common::{code, document, text, told};
+use libvirt::{CARD, Inside, PATIENCE, URI};
+
+impl Inside {
+    /// The twin that is there, by name.
+    fn twin(&self) -> Option<String> {
+        let names = self.host.virsh(&["list", "--all", "--name"]);
+        let mut names = names.lines();
+        names
+            .find(|name| name.contains("-twin-"))
+            .map(str::to_owned)
+    }
+
+    fn wait_for_twin(&self, there: bool) -> Option<String> {
+        let begun = Instant::now();
+        loop {
+            let twin = self.twin();
+            if twin.is_some() == there {
+                return twin;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{twin:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A backup of the guest by a twin, on scratch that QEMU's user can reach.
+    fn begin(&self, failpoint: &str) -> Child {
+        let scratch = self.host.file("scratch");
+        std::fs::create_dir_all(&scratch).unwrap();
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(&scratch, open).unwrap();
+        let mut backup = self.command(&["backup", "ticker", "--json", "--scratch"]);
+        backup.arg(scratch).env("VMTWIN_FAILPOINT", failpoint);
+        backup.stdout(Stdio::piped()).stderr(Stdio::piped());
+        backup.spawn().unwrap()
+    }
+}
+
+#[test]
+fn a_twin_is_a_domain() {
+    let Some(inside) = Inside::start("twins") else {
+        return;
+    };
+    let host = &inside.host;
+    inside.make_bridge();
+    let guest = LibvirtGuest::define_with(host, "ticker", Mode::Ext4, 2, CARD);
+    guest.boot(host, Mode::Ext4);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+
+    let backup = inside.begin("twin resume=sleep:3000");
+    let twin = inside.wait_for_twin(true).unwrap();
+    let described = host.virsh(&["desc", &twin]);
+    assert!(described.contains("made by vmtwin"), "{described}");
+    let info = host.virsh(&["dominfo", &twin]);
+    assert!(info.contains("Persistent:     no"), "{info}");
+    let card = inside.card(&twin);
+    assert!(card["master"].is_null(), "{card}");
+    let rows = inside.json(&["vm", "list"]);
+    let roles = rows.as_array().unwrap().iter();
+    let guests = roles.filter(|row| row["role"] == "guest").count();
+    assert_eq!(guests, 1, "{rows}");
+    let output = backup.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    let report = &document(&output)[0];
+    assert_eq!(report["consistency"], "application");
+    assert_eq!(report["twin"]["domain"], true, "{report}");
+    assert_eq!(inside.wait_for_twin(false), None);
+    inside.assert_clean(&guest);
+    inside.assert_disk_is_clean(report["snapshot"].as_str().unwrap());
+
+    ends_with_its_maker(&inside, &guest);
+    is_a_process_where_libvirt_refuses(&inside, &guest);
+}
+
+/// Killed and failed before and after its memory, and while it runs.
+fn ends_with_its_maker(inside: &Inside, guest: &LibvirtGuest) {
+    for failpoint in ["twin state=kill", "twin resume=kill", "twin end=fail"] {
+        let output = inside.begin(failpoint).wait_with_output().unwrap();
+        assert_ne!(code(&output), 0, "{failpoint}");
+        assert_eq!(inside.wait_for_twin(false), None, "{failpoint}");
+        inside.json(&["recover"]);
+        inside.assert_clean(guest);
+    }
+}
+
+fn is_a_process_where_libvirt_refuses(inside: &Inside, guest: &LibvirtGuest) {
+    let hook = "#!/bin/sh\ncase $1 in *-twin-*) echo no twins here >&2; exit 1 ;; esac\n";
+    let mut install = inside.host.command("sh");
+    let script = "mkdir -p /etc/libvirt/hooks && printf '%s' \"$0\" >/etc/libvirt/hooks/qemu && \
+                  chmod 755 /etc/libvirt/hooks/qemu";
+    assert!(
+        install
+            .args(["-c", script, hook])
+            .status()
+            .unwrap()
+            .success()
+    );
+    inside.host.kill_libvirtd();
+    inside.host.start_libvirtd();
+    let output = inside.begin("none=fail").wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    assert!(told(&output).contains("no twins here"), "{}", told(&output));
+    let report = &document(&output)[0];
+    assert_eq!(report["consistency"], "application");
+    assert_eq!(report["twin"]["domain"], false, "{report}");
+    inside.assert_clean(guest);
+    inside.assert_disk_is_clean(report["snapshot"].as_str().unwrap());
+}
+
+impl Inside {
+    /// The first disk's file system was unmounted in order.
+    fn assert_disk_is_clean(&self, id: &str) {
+        let dir = self.vmtwin.path(&format!("clean-{}", &id[..8]));
+        self.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
+        let state = Ext4State::read(dir.join("virtio-disk0.raw"), DiskFormat::Raw);
+        assert!(state.clean && state.sound && state.ended, "{state:?}");
+    }
+}
