@@ -58,6 +58,8 @@ fn a_guest_of_libvirt_is_backed_up() {
     inside.vmtwin.restic(&["check", "--read-data"]);
     let settled = inside.json(&["settle", &state]);
     assert_eq!(settled["consistency"], "application", "{settled}");
+    let booted = inside.json(&["snapshot", "verify", &state, "--boot"]);
+    assert_eq!(booted["ok"], true, "{booted}");
     is_defined_again(&inside, uuid.trim());
 }
 

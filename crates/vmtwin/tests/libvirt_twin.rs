@@ -8,9 +8,10 @@ mod common;
 mod libvirt;
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use vmtwin_testkit::debian::{judge, last_ack};
 use vmtwin_testkit::{DiskFormat, Ext4State, LibvirtGuest, Mode};
 
 use common::{code, document, text, told};
@@ -40,6 +41,10 @@ impl Inside {
 
     /// A backup of the guest by a twin, on scratch that QEMU's user can reach.
     fn begin(&self, failpoint: &str) -> Child {
+        self.backup_command(failpoint).spawn().unwrap()
+    }
+
+    fn backup_command(&self, failpoint: &str) -> Command {
         let scratch = self.host.file("scratch");
         std::fs::create_dir_all(&scratch).unwrap();
         let open = std::fs::Permissions::from_mode(0o711);
@@ -47,7 +52,7 @@ impl Inside {
         let mut backup = self.command(&["backup", "ticker", "--json", "--scratch"]);
         backup.arg(scratch).env("VMTWIN_FAILPOINT", failpoint);
         backup.stdout(Stdio::piped()).stderr(Stdio::piped());
-        backup.spawn().unwrap()
+        backup
     }
 }
 
@@ -85,6 +90,31 @@ fn a_twin_is_a_domain() {
 
     ends_with_its_maker(&inside, &guest);
     is_a_process_where_libvirt_refuses(&inside, &guest);
+}
+
+/// What the twin of a bare guest proves, by a domain: data bases are closed, and nothing that was
+/// acknowledged is missing.
+#[test]
+fn a_domain_closes_data_bases() {
+    let Some(inside) = Inside::start("databases") else {
+        return;
+    };
+    let guest = LibvirtGuest::start_debian(&inside.host, "ticker");
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let before = last_ack(guest.log());
+    let mut backup = inside.backup_command("none=fail");
+    let output = backup.args(["--twin-deadline-s", "600"]).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", told(&output));
+    let report = &document(&output)[0];
+    eprintln!("paused {} ms, twin {}", report["pause_ms"], report["twin"]);
+    assert_eq!(report["twin"]["domain"], true, "{report}");
+    let dir = inside.vmtwin.path("databases");
+    let id = report["snapshot"].as_str().unwrap();
+    inside.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
+    let judgement = judge(dir.join("virtio-disk0.raw"));
+    judgement.assert_orderly();
+    judgement.assert_holds(before);
+    guest.wait_for_more("ack n=", PATIENCE);
 }
 
 /// Killed and failed before and after its memory, and while it runs.
