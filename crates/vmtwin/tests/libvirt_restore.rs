@@ -10,7 +10,7 @@ mod libvirt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vmtwin_testkit::{LibvirtGuest, Mode};
+use vmtwin_testkit::{LibvirtGuest, Mode, run};
 
 use common::{code, text, told};
 use libvirt::{BRIDGE, CARD, Inside, PATIENCE, URI};
@@ -29,6 +29,10 @@ fn is_up(card: &Value) -> bool {
 
 /// The first number that a domain shows on its console, which is a pty.
 fn first_number(inside: &Inside, domain: &str) -> u64 {
+    first_number_if_any(inside, domain).unwrap()
+}
+
+fn first_number_if_any(inside: &Inside, domain: &str) -> Option<u64> {
     let console = inside.host.virsh(&["ttyconsole", domain]);
     let mut read = inside.host.command("timeout");
     let output = read.args(["5", "cat", console.trim()]).output().unwrap();
@@ -37,7 +41,23 @@ fn first_number(inside: &Inside, domain: &str) -> u64 {
         let rest = line.split_once("tick n=")?.1;
         rest.split(' ').next()?.parse().ok()
     });
-    numbers.next().unwrap_or_else(|| panic!("{shown}"))
+    numbers.next()
+}
+
+impl Inside {
+    /// A file of the host.
+    fn read(&self, path: &str) -> Vec<u8> {
+        run(self.host.command("cat").arg(path)).stdout
+    }
+
+    /// The state of a domain's TPM.
+    fn tpm_of(&self, domain: &str) -> Vec<u8> {
+        let uuid = self.host.virsh(&["domuuid", domain]);
+        let uuid = uuid.trim();
+        self.read(&format!(
+            "/var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall"
+        ))
+    }
 }
 
 /// A copy goes on beside the original, cut off; killed in between, nothing runs; and the original
@@ -125,4 +145,57 @@ fn cut_off_in_between(inside: &Inside, id: &str) {
             assert!(told(&output).contains("failpoint"), "{}", told(&output));
         }
     }
+}
+
+const FIRMWARE: &str = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd\
+    </loader><nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'/></os>";
+const TPM: &str = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+
+/// UEFI variables and a TPM's state go with a domain: twice into a twin, into a copy that boots, and
+/// into one that goes on.
+#[test]
+fn firmware_and_tpm_go_with_a_domain() {
+    let Some(inside) = Inside::start("firmware") else {
+        return;
+    };
+    let host = &inside.host;
+    let guest = LibvirtGuest::define_with(host, "ticker", Mode::Load, 1, TPM);
+    let xml = host.virsh(&["dumpxml", "--inactive", "ticker"]);
+    let file = host.file("uefi.xml");
+    std::fs::write(&file, xml.replace("</os>", FIRMWARE)).unwrap();
+    host.virsh(&["define", text(&file)]);
+    guest.boot(host, Mode::Load);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let scratch = inside.scratch();
+    let twin = inside.json(&["backup", "ticker", "--scratch", text(&scratch)])[0].clone();
+    assert_eq!(twin["consistency"], "application", "{twin}");
+    assert_eq!(twin["twin"]["domain"], true, "{twin}");
+    assert_eq!(twin["disks"].as_array().map(Vec::len), Some(2), "{twin}");
+    inside.assert_clean(&guest);
+
+    let state = inside.backup("ticker", "state");
+    for (name, id, run) in [("boots", &twin, false), ("goes-on", &state, true)] {
+        let id = id["snapshot"].as_str().unwrap();
+        let dir = host.file(name);
+        let mut restore = vec!["restore", id, "--to", text(&dir), "--libvirt", URI];
+        restore.extend(["--as", name]);
+        restore.extend(run.then_some("--run"));
+        inside.json(&restore);
+        let uuid = host.virsh(&["domuuid", name]).trim().to_owned();
+        let tpm = format!("/var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall");
+        if !run {
+            assert_eq!(inside.read(&tpm), inside.tpm_of("ticker"));
+            host.virsh(&["start", name]);
+        }
+        let begun = Instant::now();
+        while first_number_if_any(&inside, name).is_none() {
+            assert!(begun.elapsed() < PATIENCE, "{name} says nothing");
+        }
+        let xml = host.virsh(&["dumpxml", name]);
+        let nvram = dir.join("system.flash1.raw");
+        assert!(xml.contains(text(&nvram)), "{xml}");
+        assert_eq!(inside.read(&tpm).len(), inside.tpm_of("ticker").len());
+        host.virsh(&["destroy", name]);
+    }
+    inside.assert_clean(&guest);
 }

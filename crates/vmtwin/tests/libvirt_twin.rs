@@ -7,7 +7,6 @@ mod common;
 #[path = "common/libvirt.rs"]
 mod libvirt;
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,10 +44,7 @@ impl Inside {
     }
 
     fn backup_command(&self, failpoint: &str) -> Command {
-        let scratch = self.host.file("scratch");
-        std::fs::create_dir_all(&scratch).unwrap();
-        let open = std::fs::Permissions::from_mode(0o711);
-        std::fs::set_permissions(&scratch, open).unwrap();
+        let scratch = self.scratch();
         let mut backup = self.command(&["backup", "ticker", "--json", "--scratch"]);
         backup.arg(scratch).env("VMTWIN_FAILPOINT", failpoint);
         backup.stdout(Stdio::piped()).stderr(Stdio::piped());

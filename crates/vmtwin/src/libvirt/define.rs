@@ -22,6 +22,7 @@ use super::Address;
 use super::definition::{self, Changed, Identity, NewDisk, RUNNING_STORED_AS, STORED_AS};
 use super::running;
 use super::state::Load;
+use super::tpm;
 use crate::backup::{CONNECT_TIMEOUT, make_dir};
 use crate::content::{Content, MACHINE_JSON, MAX_JSON_BYTES, SNAPSHOT_JSON};
 use crate::failpoint;
@@ -185,6 +186,10 @@ impl Plan {
         let domain = self.libvirt.define_domain(&changed.xml).with_context(|| {
             format!("{restored}, but libvirt does not take the definition beside them")
         })?;
+        if let Err(error) = tpm::give(&report.dir, &domain.uuid()?) {
+            let _ = domain.undefine(UndefineFlags::default());
+            return Err(error);
+        }
         Ok(Defined {
             domain,
             xml: self.running_xml(&disks)?,

@@ -16,6 +16,7 @@ pub(crate) mod relay;
 pub(crate) mod running;
 pub(crate) mod state;
 pub(crate) mod table;
+mod tpm;
 pub(crate) mod twin;
 mod xml;
 

@@ -6,6 +6,7 @@
     reason = "tests, each of which uses a part"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -43,6 +44,15 @@ impl Inside {
         };
         inside.json(&["init"]);
         Some(inside)
+    }
+
+    /// A folder for scratch that QEMU's user may enter.
+    pub fn scratch(&self) -> PathBuf {
+        let scratch = self.host.file("scratch");
+        std::fs::create_dir_all(&scratch).unwrap();
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(&scratch, open).unwrap();
+        scratch
     }
 
     /// Makes [`BRIDGE`].
