@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vmtwin_testkit::debian::{judge, last_ack};
-use vmtwin_testkit::{DiskFormat, Ext4State, LibvirtGuest, Mode};
+use vmtwin_testkit::{DiskFormat, Ext4State, LibvirtGuest, Log, Mode, run};
 
 use common::{code, document, text, told};
 use libvirt::{CARD, Inside, PATIENCE, URI};
@@ -86,6 +86,45 @@ fn a_twin_is_a_domain() {
 
     ends_with_its_maker(&inside, &guest);
     is_a_process_where_libvirt_refuses(&inside, &guest);
+}
+
+/// The QEMU of a domain is killed: its standby goes on in its place, and libvirt cannot start the
+/// domain on the same disks meanwhile.
+#[test]
+fn a_standby_takes_a_domains_place() {
+    let Some(inside) = Inside::start("standby") else {
+        return;
+    };
+    let host = &inside.host;
+    let guest = LibvirtGuest::start(host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let stopped = ["twin", "start", "ticker", "--standby"];
+    inside.json(&stopped);
+    inside.json(&["twin", "stop", "ticker-twin"]);
+    inside.assert_clean(&guest);
+
+    let before = guest.log().last_tick().unwrap().n;
+    inside.json(&stopped);
+    let after = guest.log().last_tick().unwrap().n;
+    std::thread::sleep(Duration::from_secs(2));
+    let mut kill = host.command("sh");
+    run(kill.args(["-c", "kill -KILL $(cat /run/libvirt/qemu/ticker.pid)"]));
+    let console = inside
+        .vmtwin
+        .home()
+        .join("standby/ticker-twin/twin-console.log");
+    let log = Log::new(console);
+    let tick = log.wait_for_tick_after(0, PATIENCE);
+    assert!(tick.n >= before && tick.n <= after + 400, "{tick:?}");
+    log.wait_for_tick_after(tick.n + 100, PATIENCE);
+    assert!(log.ticks_since(0).iter().all(|tick| tick.skew == 0));
+    let row = inside.row("ticker").unwrap();
+    assert_eq!(row["connection"]["kind"], "qmp", "{row}");
+    assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "shut off");
+    let refused = host.try_virsh(&["start", "ticker"]).unwrap_err();
+    assert!(format!("{refused:#}").contains("lock"), "{refused:#}");
+    let report = inside.backup("ticker", "state");
+    assert_eq!(report["consistency"], "state");
 }
 
 /// What the twin of a bare guest proves, by a domain: data bases are closed, and nothing that was

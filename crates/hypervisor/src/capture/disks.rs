@@ -9,7 +9,7 @@
 //! Node names are at most 31 characters, QEMU's limit.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -97,7 +97,7 @@ impl View {
                            "file": {"driver": "file", "filename": file}}),
             Some(socket) => json!({"driver": "nbd", "node-name": self.scratch,
                                    "export": self.scratch,
-                                   "server": {"type": "unix", "path": socket}}),
+                                   "server": self.hand_over_storage(qmp, socket)?}),
         };
         qmp.execute("blockdev-add", scratch)?;
         qmp.execute(
@@ -107,6 +107,16 @@ impl View {
                    "on-cbw-error": "break-snapshot", "cbw-timeout": CBW_TIMEOUT_S}),
         )?;
         Ok(())
+    }
+
+    /// Where the storage daemon is; to a QEMU that may not go there, a connection to it.
+    fn hand_over_storage(&self, qmp: &mut Qmp, socket: &Path) -> Result<Value, CaptureError> {
+        if !qmp.is_relayed() {
+            return Ok(json!({"type": "unix", "path": socket}));
+        }
+        let stream = UnixStream::connect(socket).map_err(CaptureError::Io)?;
+        qmp.execute_with_fd("getfd", json!({"fdname": self.scratch}), stream.as_fd())?;
+        Ok(json!({"type": "fd", "str": self.scratch}))
     }
 
     /// The command that puts the filter between device and disk.

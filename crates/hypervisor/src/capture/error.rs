@@ -48,12 +48,6 @@ pub enum CaptureError {
         /// Why not.
         reason: String,
     },
-    /// A point that outlives its guest needs a QEMU that opens files of ours.
-    #[error(
-        "a standby of a guest that is reached through libvirt is not in this version; back it up, \
-         or start it with a QMP socket for vmtwin"
-    )]
-    NoStandby,
     /// The point can no longer be read.
     #[error("the point is lost: {reason}")]
     PointLost {

@@ -178,10 +178,8 @@ impl<'j> Capture<'j> {
         }
         let socket = options.outside.then(|| storage::socket(&options.dir));
         if let Some(socket) = &socket {
-            let owner = owner.ok_or(CaptureError::NoStandby)?;
             self.start_storage(&options.dir, socket, owner)?;
-        }
-        if self.qmp.is_relayed() {
+        } else if self.qmp.is_relayed() {
             self.hand_over_scratch()?;
         }
         for view in self.views.clone() {

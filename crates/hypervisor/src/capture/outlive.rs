@@ -22,14 +22,14 @@ impl Capture<'_> {
         &mut self,
         dir: &Path,
         socket: &Path,
-        owner: (u32, u32),
+        owner: Option<(u32, u32)>,
     ) -> Result<(), CaptureError> {
         let undo = Undo::Process {
             argument: socket.to_owned(),
         };
         self.step("storage", undo, |c| {
             c.storage = Some(Storage::start(dir, &c.views)?);
-            disks::give_to(socket, owner)
+            owner.map_or(Ok(()), |owner| disks::give_to(socket, owner))
         })
     }
 

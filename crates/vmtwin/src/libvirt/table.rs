@@ -178,6 +178,10 @@ fn update(cx: &Cx<'_>, uri: &str, domain: &Domain) -> Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
+    let state = state_of(domain.state()?);
+    if vm.connection.kind == ConnectionKind::Qmp && state == VmState::Stopped {
+        return Ok(()); // a standby took its place
+    }
     if vm.connection != connection {
         cx.db
             .run(async |c| c.set_connection(&id, &connection).await)?;
@@ -185,7 +189,7 @@ fn update(cx: &Cx<'_>, uri: &str, domain: &Domain) -> Result<()> {
     if vm.name != name {
         cx.db.run(async |c| c.rename_vm(&id, &name).await)?;
     }
-    set_state(cx, &vm, state_of(domain.state()?))
+    set_state(cx, &vm, state)
 }
 
 /// A twin whose row is not there yet, or not any more.

@@ -35,6 +35,8 @@ use crate::twin_row::{Described, TwinRow};
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest that is killed may take to vanish.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a process may take from the end of its connections to its own.
+const DYING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a fencing command may take.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -254,7 +256,13 @@ impl Keeper<'_> {
             match watch.guest(capture)? {
                 Guest::Ended => return Ok(Verdict::Drop("its guest was ended")),
                 Guest::Failed => failed = true,
-                Guest::There => watch.check_point()?,
+                Guest::There => {
+                    if let Err(lost) = watch.check_point()
+                        && !is_dying(capture)
+                    {
+                        return Err(lost);
+                    }
+                }
             }
             if failed && !by_hand {
                 match self.fence(capture) {
@@ -382,6 +390,18 @@ impl Keeper<'_> {
         let db = self.cx.db;
         Ok(db.run(async |c| c.set_connection(&self.vm.id, &connection).await)?)
     }
+}
+
+/// Whether the guest's process ends now: it takes its exports with it, an instant before it is gone.
+fn is_dying(capture: &Capture<'_>) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < DYING_TIMEOUT {
+        if !capture.guest().process.is_alive() {
+            return true;
+        }
+        thread::sleep(POLL);
+    }
+    false
 }
 
 fn point_time(capture: &Capture<'_>) -> Result<OffsetDateTime> {
