@@ -323,9 +323,9 @@ class Vmtwin:
             die("vmtwin", " ".join(arguments), "failed:", said.stderr)
         return json.loads(said.stdout)
 
-    def backup(self, **variables):
+    def backup(self, consistency="state", **variables):
         """The report of a backup; its `error` says whether it failed."""
-        arguments = ("backup", NAME, "--consistency", "state")
+        arguments = ("backup", NAME, "--consistency", consistency)
         return self._run(*arguments, **variables)[0]
 
     def remove(self):
