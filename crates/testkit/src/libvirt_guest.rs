@@ -46,6 +46,14 @@ impl LibvirtGuest {
         LibvirtGuest::define_on(host, name, mode, MEMORY_MIB, disks)
     }
 
+    /// A guest with these disks, as XML of the domain's devices; waits until it has booted.
+    pub fn start_with(host: &LibvirtHost, name: &str, mode: Mode, devices: &str) -> LibvirtGuest {
+        let guest = LibvirtGuest::define_with(host, name, (mode, MEMORY_MIB), devices);
+        host.virsh(&["start", name]);
+        guest.log.wait_for("ready mode=", mode.boot_timeout());
+        guest
+    }
+
     /// A Debian with its guest agent ([`debian::guest`]) as a domain; waits until it has booted.
     pub fn start_debian(host: &LibvirtHost, name: &str) -> LibvirtGuest {
         let disk = host.file(format!("{name}.qcow2"));
@@ -66,14 +74,26 @@ impl LibvirtGuest {
         memory_mib: u64,
         disks: Vec<PathBuf>,
     ) -> LibvirtGuest {
+        let devices = disks_xml(&disks);
+        let mut guest = LibvirtGuest::define_with(host, name, (mode, memory_mib), &devices);
+        guest.disks = disks;
+        guest
+    }
+
+    fn define_with(
+        host: &LibvirtHost,
+        name: &str,
+        (mode, memory_mib): (Mode, u64),
+        devices: &str,
+    ) -> LibvirtGuest {
         let serial = host.file(format!("{name}.serial.log"));
-        let xml = domain_xml(host, name, (mode, memory_mib), &disks, &serial);
+        let xml = domain_xml(host, name, (mode, memory_mib), devices, &serial);
         let file = host.file(format!("{name}.xml"));
         std::fs::write(&file, xml).unwrap();
         host.virsh(&["define", &file.to_string_lossy()]);
         LibvirtGuest {
             name: name.to_owned(),
-            disks,
+            disks: Vec::new(),
             log: Log::new(serial),
         }
     }
@@ -83,7 +103,7 @@ impl LibvirtGuest {
         &self.name
     }
 
-    /// Its disks, `vda` first.
+    /// The disks that were made for it, `vda` first.
     pub fn disks(&self) -> &[PathBuf] {
         &self.disks
     }
@@ -99,11 +119,26 @@ impl LibvirtGuest {
     }
 }
 
+fn disks_xml(disks: &[PathBuf]) -> String {
+    let mut devices = String::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let letter = char::from(b'a' + u8::try_from(index).unwrap());
+        write!(
+            devices,
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+             <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
+            disk.display()
+        )
+        .unwrap();
+    }
+    devices
+}
+
 fn domain_xml(
     host: &LibvirtHost,
     name: &str,
     (mode, memory_mib): (Mode, u64),
-    disks: &[PathBuf],
+    devices: &str,
     serial: &Path,
 ) -> String {
     let image = GuestImage::build().unwrap();
@@ -121,17 +156,6 @@ fn domain_xml(
         "maximum"
     };
     let cmdline = GuestBuilder::default().mode(mode).kernel_line();
-    let mut devices = String::new();
-    for (index, disk) in disks.iter().enumerate() {
-        let letter = char::from(b'a' + u8::try_from(index).unwrap());
-        write!(
-            devices,
-            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
-             <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
-            disk.display()
-        )
-        .unwrap();
-    }
     format!(
         "<domain type='{kind}'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory>\
          <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type>\
