@@ -297,20 +297,24 @@ class Guest(LoadGuest):
 class Vmtwin:
     """A home and a repository of one's own, with the guest in the table."""
 
-    def __init__(self, program, folder, guest):
-        self.program = str(program)
+    def __init__(self, program, folder, *address, inside=(), password="bench"):
+        """`address` is what `vm add` is told; `inside` is a command that runs it elsewhere;
+        without a `password` it is that which `init` makes."""
+        self.program = [*inside, str(program)]
         self.folder = pathlib.Path(folder)
         self.repository = self.folder / "repository"
-        self.environment = dict(os.environ, VMTWIN_PASSWORD="bench")
-        for name in ("VMTWIN_REPO", "VMTWIN_PASSWORD_FILE", "VMTWIN_PASSWORD_COMMAND"):
-            self.environment.pop(name, None)
+        self.environment = dict(os.environ)
+        for name in ("REPO", "PASSWORD", "PASSWORD_FILE", "PASSWORD_COMMAND"):
+            self.environment.pop("VMTWIN_" + name, None)
+        if password is not None:
+            self.environment["VMTWIN_PASSWORD"] = password
         self.environment["VMTWIN_HOME"] = str(self.folder / "home")
         self._run("init", "--repo", str(self.repository))
-        self._run("vm", "add", NAME, "--qmp", str(guest.qmp))
+        self._run("vm", "add", NAME, *map(str, address))
 
     def _run(self, *arguments, **variables):
         said = subprocess.run(
-            [self.program, *arguments, "--json"],
+            [*self.program, *arguments, "--json"],
             env={**self.environment, **variables},
             capture_output=True,
             text=True,
@@ -319,9 +323,9 @@ class Vmtwin:
             die("vmtwin", " ".join(arguments), "failed:", said.stderr)
         return json.loads(said.stdout)
 
-    def backup(self, **variables):
+    def backup(self, consistency="state", **variables):
         """The report of a backup; its `error` says whether it failed."""
-        arguments = ("backup", NAME, "--consistency", "state")
+        arguments = ("backup", NAME, "--consistency", consistency)
         return self._run(*arguments, **variables)[0]
 
     def remove(self):

@@ -408,7 +408,8 @@ fn remove_filter(
         if graph.has(access) {
             delete_node(qmp, access)?;
         }
-        if let Some(child) = graph.child_of(filter, "file")
+        let child = graph.child_of(filter, "file");
+        if let Some(child) = &child
             && root_of_device(qmp, qdev)?.as_deref() == Some(filter)
         {
             qmp.execute(
@@ -417,9 +418,24 @@ fn remove_filter(
             )?;
         }
         delete_node(qmp, filter)?;
+        if let Some(child) = child.filter(|_| qmp.is_relayed()) {
+            delete_given_up(qmp, &child)?;
+        }
     }
     if graph.has(scratch) {
         delete_node(qmp, scratch)?;
+    }
+    Ok(())
+}
+
+/// Deletes what is left of a disk that libvirt detached meanwhile: it gives a disk's nodes up when
+/// the device is gone, and could not delete them while our filter stood on them. Their image would
+/// stay locked for as long as QEMU runs.
+fn delete_given_up(qmp: &mut Qmp, root: &str) -> Result<(), QmpError> {
+    for node in Graph::query(qmp)?.below(root) {
+        if node.starts_with("libvirt-") && !Graph::query(qmp)?.is_used(&node) {
+            delete_node(qmp, &node)?;
+        }
     }
     Ok(())
 }
@@ -500,6 +516,38 @@ impl Graph {
 
     fn has(&self, name: &str) -> bool {
         self.id_of(name).is_some()
+    }
+
+    fn edges(&self) -> impl Iterator<Item = &Value> {
+        self.raw["edges"].as_array().into_iter().flatten()
+    }
+
+    /// Whether anything stands on a node.
+    fn is_used(&self, name: &str) -> bool {
+        let id = self.id_of(name);
+        id.is_some() && self.edges().any(|edge| edge["child"].as_u64() == id)
+    }
+
+    /// A node and all that it stands on, from above.
+    fn below(&self, root: &str) -> Vec<String> {
+        let mut found: Vec<u64> = self.id_of(root).into_iter().collect();
+        let mut at = 0;
+        while let Some(parent) = found.get(at).copied() {
+            let edges = self
+                .edges()
+                .filter(|e| e["parent"].as_u64() == Some(parent));
+            for child in edges.filter_map(|edge| edge["child"].as_u64()) {
+                if !found.contains(&child) {
+                    found.push(child);
+                }
+            }
+            at += 1;
+        }
+        let name = |id: &u64| {
+            let node = self.nodes().find(|n| n["id"].as_u64() == Some(*id))?;
+            node["name"].as_str().map(str::to_owned)
+        };
+        found.iter().filter_map(name).collect()
     }
 
     fn child_of(&self, name: &str, edge_name: &str) -> Option<String> {

@@ -56,6 +56,13 @@ impl LibvirtGuest {
         LibvirtGuest::define_on(host, name, (mode, MEMORY_MIB), disks, devices)
     }
 
+    /// A guest with these disks, as XML of the domain's devices; waits until it has booted.
+    pub fn start_with(host: &LibvirtHost, name: &str, mode: Mode, devices: &str) -> LibvirtGuest {
+        let guest = LibvirtGuest::define_devices(host, name, (mode, MEMORY_MIB), devices);
+        guest.boot(host, mode);
+        guest
+    }
+
     /// A Debian with its guest agent ([`debian::guest`]) as a domain; waits until it has booted.
     pub fn start_debian(host: &LibvirtHost, name: &str) -> LibvirtGuest {
         let disk = host.file(format!("{name}.qcow2"));
@@ -75,14 +82,26 @@ impl LibvirtGuest {
         disks: Vec<PathBuf>,
         devices: &str,
     ) -> LibvirtGuest {
+        let devices = disks_xml(&disks) + devices;
+        let mut guest = LibvirtGuest::define_devices(host, name, mode, &devices);
+        guest.disks = disks;
+        guest
+    }
+
+    fn define_devices(
+        host: &LibvirtHost,
+        name: &str,
+        mode: (Mode, u64),
+        devices: &str,
+    ) -> LibvirtGuest {
         let serial = host.file(format!("{name}.serial.log"));
-        let xml = domain_xml(host, name, mode, (&disks, devices), &serial);
+        let xml = domain_xml(host, name, mode, devices, &serial);
         let file = host.file(format!("{name}.xml"));
         std::fs::write(&file, xml).unwrap();
         host.virsh(&["define", &file.to_string_lossy()]);
         LibvirtGuest {
             name: name.to_owned(),
-            disks,
+            disks: Vec::new(),
             log: Log::new(serial),
         }
     }
@@ -92,7 +111,7 @@ impl LibvirtGuest {
         &self.name
     }
 
-    /// Its disks, `vda` first.
+    /// The disks that were made for it, `vda` first.
     pub fn disks(&self) -> &[PathBuf] {
         &self.disks
     }
@@ -114,11 +133,26 @@ impl LibvirtGuest {
     }
 }
 
+fn disks_xml(disks: &[PathBuf]) -> String {
+    let mut devices = String::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let letter = char::from(b'a' + u8::try_from(index).unwrap());
+        write!(
+            devices,
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+             <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
+            disk.display()
+        )
+        .unwrap();
+    }
+    devices
+}
+
 fn domain_xml(
     host: &LibvirtHost,
     name: &str,
     (mode, memory_mib): (Mode, u64),
-    (disks, further): (&[PathBuf], &str),
+    devices: &str,
     serial: &Path,
 ) -> String {
     let image = GuestImage::build().unwrap();
@@ -136,17 +170,6 @@ fn domain_xml(
         "maximum"
     };
     let cmdline = GuestBuilder::default().mode(mode).kernel_line();
-    let mut devices = further.to_owned();
-    for (index, disk) in disks.iter().enumerate() {
-        let letter = char::from(b'a' + u8::try_from(index).unwrap());
-        write!(
-            devices,
-            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
-             <source file='{}'/><target dev='vd{letter}' bus='virtio'/></disk>",
-            disk.display()
-        )
-        .unwrap();
-    }
     format!(
         "<domain type='{kind}'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory>\
          <vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type>\

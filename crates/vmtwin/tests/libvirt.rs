@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
-#[path = "common/libvirt.rs"]
-mod libvirt;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,8 +12,8 @@ use std::time::{Duration, Instant};
 use vmtwin_testkit::debian::{judge, last_ack};
 use vmtwin_testkit::{LibvirtGuest, Mode, all_tests_wanted, assert_one_instant};
 
+use common::inside::{Inside, PATIENCE, URI};
 use common::{code, document, text, told};
-use libvirt::{Inside, PATIENCE, URI};
 
 /// One `vm add --libvirt` for all; then every consistency, incremental, and libvirt's own
 /// operations after each.

@@ -4,16 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
-#[path = "common/libvirt.rs"]
-mod libvirt;
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vmtwin_testkit::{LibvirtGuest, Mode, run};
 
+use common::inside::{BRIDGE, CARD, Inside, PATIENCE, URI};
 use common::{code, text, told};
-use libvirt::{BRIDGE, CARD, Inside, PATIENCE, URI};
 
 /// A guest that is on a bridge of its host.
 fn guest_on_a_bridge(inside: &Inside) -> LibvirtGuest {

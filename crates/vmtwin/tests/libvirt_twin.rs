@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
-#[path = "common/libvirt.rs"]
-mod libvirt;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,8 +11,8 @@ use std::time::{Duration, Instant};
 use vmtwin_testkit::debian::{judge, last_ack};
 use vmtwin_testkit::{DiskFormat, Ext4State, LibvirtGuest, Log, Mode, run};
 
+use common::inside::{CARD, Inside, PATIENCE, URI};
 use common::{code, document, text, told};
-use libvirt::{CARD, Inside, PATIENCE, URI};
 
 impl Inside {
     /// The twin that is there, by name.

@@ -23,6 +23,9 @@ use crate::qmp::{Command, Qmp};
 /// Longest a guest's write may wait for its old data to reach scratch, seconds.
 const CBW_TIMEOUT_S: u32 = 2;
 
+/// What QEMU notes of files that it holds for us.
+const FD_NOTE: &str = "vmtwin";
+
 /// Name under which QEMU holds the socket that it is to serve.
 const NBD_FD_NAME: &str = "vmtwin-nbd";
 
@@ -77,7 +80,10 @@ impl View {
             .write(true)
             .open(&self.scratch_path)
             .map_err(CaptureError::Io)?;
-        qmp.execute_with_fd("add-fd", json!({"fdset-id": self.fd_set}), file.as_fd())?;
+        // libvirt 11.3 looks for files of its own by their notes when it saves a guest, and its
+        // daemon crashes at one without.
+        let set = json!({"fdset-id": self.fd_set, "opaque": FD_NOTE});
+        qmp.execute_with_fd("add-fd", set, file.as_fd())?;
         Ok(())
     }
 

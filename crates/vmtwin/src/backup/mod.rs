@@ -14,6 +14,7 @@ mod also;
 pub(crate) mod application;
 mod base;
 mod disks;
+mod explain;
 pub(crate) mod freeze;
 mod memory;
 mod report;
@@ -40,6 +41,7 @@ use vmtwin_repository::{Backup, IngestOptions, Repository};
 use self::application::PlannedTwin;
 use self::base::Base;
 use self::disks::Sink;
+use self::explain::explain;
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
@@ -236,13 +238,16 @@ impl Work<'_> {
         let (repository, backup) = self.open_repository()?;
         let base = self.find_base(&mut qmp, &machine, &repository, &backup)?;
         let marks = self.mark(&mut qmp, &machine, &repository)?;
+        let guest = GuestRef::of(&qmp).context("the guest is gone")?;
         self.report.bitmap = Some(marks.name.clone());
         let stored = self.capture_and_store(qmp, &machine, &promise, &repository, backup, &base);
         match stored {
             Ok(Noted::Yes) => self.advance(marks),
             Ok(Noted::No) | Err(_) => self.unmark(&marks)?,
         }
-        stored.map(drop)
+        stored
+            .map(drop)
+            .map_err(|error| explain(error, &self.vm.name, &guest))
     }
 
     fn capture_and_store(

@@ -37,7 +37,8 @@ impl Address {
     /// Starts a relay. It is in a group of its own, so that Ctrl-C leaves it to what it undoes.
     fn start_relay(&self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(std::env::current_exe()?);
+        // Not by its path: an upgrade may have put another program there.
+        let mut command = Command::new("/proc/self/exe");
         command.args(["libvirt-monitor", &self.uri, &self.uuid]);
         let mut child = without_secrets(&mut command)
             .stdin(Stdio::from(OwnedFd::from(theirs)))

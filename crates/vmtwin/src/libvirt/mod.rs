@@ -10,6 +10,7 @@
 
 mod address;
 pub(crate) mod define;
+pub(crate) mod defined;
 pub(crate) mod definition;
 pub(crate) mod process;
 pub(crate) mod relay;

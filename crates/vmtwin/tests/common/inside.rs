@@ -1,10 +1,4 @@
-//! The binary on a host with a libvirt of its own.
-
-#![allow(
-    clippy::unwrap_used,
-    dead_code,
-    reason = "tests, each of which uses a part"
-)]
+//! The binary on a host with a libvirt of its own, and what tests of libvirt's guests ask of both.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -14,26 +8,26 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use vmtwin_testkit::{DiskFormat, DiskLedger, LibvirtGuest, LibvirtHost, run};
 
-use crate::common::{PASSWORD, Vmtwin, code, document, text, told};
+use super::{PASSWORD, Vmtwin, code, document, text, told};
 
-/// As libvirt's tools call it inside.
-pub const URI: &str = "qemu:///system";
+/// libvirt's address on its host.
+pub(crate) const URI: &str = "qemu:///system";
 /// A bridge of the host, and a network card on it.
-pub const BRIDGE: &str = "br-lan";
-pub const CARD: &str = "<interface type='bridge'><mac address='52:54:00:00:00:07'/>\
-                        <source bridge='br-lan'/><model type='virtio'/></interface>";
+pub(crate) const BRIDGE: &str = "br-lan";
+pub(crate) const CARD: &str = "<interface type='bridge'><mac address='52:54:00:00:00:07'/>\
+                               <source bridge='br-lan'/><model type='virtio'/></interface>";
 /// For what takes no time, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary on a host with a libvirt of its own.
-pub struct Inside {
-    pub host: LibvirtHost,
-    pub vmtwin: Vmtwin,
+pub(crate) struct Inside {
+    pub(crate) host: LibvirtHost,
+    pub(crate) vmtwin: Vmtwin,
 }
 
 impl Inside {
     /// Nothing, and a reason on stderr, where libvirt hosts are not possible.
-    pub fn start(name: &str) -> Option<Inside> {
+    pub(crate) fn start(name: &str) -> Option<Inside> {
         if let Some(reason) = LibvirtHost::hindrance() {
             eprintln!("not run: {reason}");
             return None;
@@ -47,7 +41,7 @@ impl Inside {
     }
 
     /// A folder for scratch that QEMU's user may enter.
-    pub fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         let scratch = self.host.file("scratch");
         std::fs::create_dir_all(&scratch).unwrap();
         let open = std::fs::Permissions::from_mode(0o711);
@@ -56,13 +50,13 @@ impl Inside {
     }
 
     /// Makes [`BRIDGE`].
-    pub fn make_bridge(&self) {
+    pub(crate) fn make_bridge(&self) {
         let mut bridge = self.host.command("ip");
         run(bridge.args(["link", "add", BRIDGE, "up", "type", "bridge"]));
     }
 
     /// What `ip` tells of the network card of a domain.
-    pub fn card(&self, domain: &str) -> Value {
+    pub(crate) fn card(&self, domain: &str) -> Value {
         let cards = self.host.virsh(&["domiflist", domain]);
         let name = cards.split_whitespace().next().unwrap().to_owned();
         let mut link = self.host.command("ip");
@@ -71,8 +65,7 @@ impl Inside {
         links[0].clone()
     }
 
-    /// A command of the binary.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.host.command(env!("CARGO_BIN_EXE_vmtwin"));
         command
             .args(args)
@@ -83,29 +76,29 @@ impl Inside {
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let output = self.run(&[args, &["--json"]].concat());
         assert_eq!(code(&output), 0, "{args:?}: {}", told(&output));
         document(&output)
     }
 
-    pub fn backup(&self, name: &str, consistency: &str) -> Value {
+    pub(crate) fn backup(&self, name: &str, consistency: &str) -> Value {
         self.json(&["backup", name, "--consistency", consistency])[0].clone()
     }
 
     /// The row of a guest.
-    pub fn row(&self, name: &str) -> Option<Value> {
+    pub(crate) fn row(&self, name: &str) -> Option<Value> {
         let rows = self.json(&["vm", "list"]);
         let mut rows = rows.as_array().unwrap().iter();
         rows.find(|row| row["name"] == name).cloned()
     }
 
     /// What the disks of a snapshot hold.
-    pub fn ledgers(&self, id: &str, to: &str) -> Vec<DiskLedger> {
+    pub(crate) fn ledgers(&self, id: &str, to: &str) -> Vec<DiskLedger> {
         let dir = self.vmtwin.path(to);
         let report = self.json(&["restore", id, "--to", text(&dir), "--format", "raw"]);
         let disks = report["disks"].as_array().unwrap().iter();
@@ -115,12 +108,12 @@ impl Inside {
             .collect()
     }
 
-    pub fn monitor(&self, guest: &str, command: &str) -> Value {
+    pub(crate) fn monitor(&self, guest: &str, command: &str) -> Value {
         let answer = self.host.virsh(&["qemu-monitor-command", guest, command]);
         serde_json::from_str(&answer).unwrap()
     }
 
-    pub fn wait_for_no_job(&self, guest: &str) {
+    pub(crate) fn wait_for_no_job(&self, guest: &str) {
         let busy = || {
             let jobs = self.monitor(guest, r#"{"execute":"query-block-jobs"}"#);
             jobs["return"] != serde_json::json!([])
@@ -133,7 +126,19 @@ impl Inside {
     }
 
     /// Backs a guest up that stands still: what is restored is what its images hold.
-    pub fn compare_while_suspended(&self, guest: &str, to: &str) {
+    pub(crate) fn compare_while_suspended(&self, guest: &str, to: &str) {
+        let disks = self.host.virsh(&["domblklist", guest]);
+        let formats = vec!["qcow2"; disks.lines().filter(|line| !line.is_empty()).count()];
+        self.compare_while_suspended_as(guest, to, &formats);
+    }
+
+    /// The same for images of these formats, in libvirt's order; returns the backup's report.
+    pub(crate) fn compare_while_suspended_as(
+        &self,
+        guest: &str,
+        to: &str,
+        formats: &[&str],
+    ) -> Value {
         self.host.virsh(&["suspend", guest]);
         let report = self.backup(guest, "crash");
         let id = report["snapshot"].as_str().unwrap();
@@ -144,17 +149,20 @@ impl Inside {
             .lines()
             .filter_map(|line| line.split_whitespace().nth(1))
             .collect();
-        let disks = restored["disks"].as_array().unwrap();
-        assert_eq!(disks.len(), images.len());
-        for (disk, image) in disks.iter().zip(images) {
+        let mut disks = restored["disks"].as_array().unwrap().clone();
+        // As libvirt has them; QEMU, as they came.
+        disks.sort_by_key(|disk| disk["id"].to_string());
+        assert_eq!([disks.len(), images.len()], [formats.len(); 2]);
+        for ((disk, image), format) in disks.iter().zip(images).zip(formats) {
             let mut compare = self.host.command("qemu-img");
-            compare.args(["compare", "-U", "-f", "raw", "-F", "qcow2"]);
+            compare.args(["compare", "-U", "-f", "raw", "-F", format]);
             run(compare.arg(disk["path"].as_str().unwrap()).arg(image));
         }
         self.host.virsh(&["resume", guest]);
+        report
     }
 
-    pub fn wait_for_export(&self, guest: &str) {
+    pub(crate) fn wait_for_export(&self, guest: &str) {
         let begun = Instant::now();
         loop {
             let exports = self.monitor(guest, r#"{"execute":"query-block-exports"}"#);
@@ -167,7 +175,7 @@ impl Inside {
     }
 
     /// The guest runs, and QEMU holds nothing of ours but bitmaps.
-    pub fn assert_clean(&self, guest: &LibvirtGuest) {
+    pub(crate) fn assert_clean(&self, guest: &LibvirtGuest) {
         let name = guest.name();
         assert_eq!(self.host.virsh(&["domstate", name]).trim(), "running");
         for (query, key) in [
