@@ -76,6 +76,7 @@ impl Isolated<'_> {
             format: Some(ImageFormat::Qcow2),
             force: false,
             instant: false,
+            monitor: None,
             run: true,
             hold: true,
             network: Network::None,

@@ -197,3 +197,60 @@ fn firmware_and_tpm_go_with_a_domain() {
     }
     inside.assert_clean(&guest);
 }
+
+/// A domain runs at once, on disks that come in behind it; its keeper is killed, and the same command
+/// goes on. In the end nothing of the repository is needed, and libvirt and we can work on it.
+#[test]
+fn a_domain_runs_before_its_disks_are_there() {
+    let Some(inside) = Inside::start("instant") else {
+        return;
+    };
+    let host = &inside.host;
+    let guest = LibvirtGuest::start(host, "ticker", Mode::Load, 2);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    let report = inside.backup("ticker", "state");
+    host.virsh(&["destroy", "ticker"]);
+    host.virsh(&["undefine", "ticker"]);
+    let dir = host.file("instant");
+    let id = report["snapshot"].as_str().unwrap();
+    let restore = ["restore", id, "--to", text(&dir), "--instant"];
+    let restore = [&restore[..], &["--libvirt", URI, "--network", "original"]].concat();
+    let mark = guest.log().mark();
+    let begun = inside.json(&[&restore[..], &["--detach"]].concat());
+    assert_eq!(begun["domain"], "ticker", "{begun}");
+    guest.log().wait_for_since(mark, "tick n=", PATIENCE);
+    let overlays = || {
+        let mut info = host.command("qemu-img");
+        info.args(["info", "-U", "--output=json"]);
+        let said = run(info.arg(dir.join("virtio-disk0.qcow2"))).stdout;
+        String::from_utf8_lossy(&said).contains("backing-filename")
+    };
+    assert!(overlays());
+    let mut arguments = host.command("sh");
+    arguments.args([
+        "-c",
+        "cat /proc/$(cat /run/libvirt/qemu/ticker.pid)/cmdline",
+    ]);
+    let arguments = String::from_utf8_lossy(&run(&mut arguments).stdout).into_owned();
+    assert_eq!(arguments.matches("reconnect-delay").count(), 2);
+
+    // Killed: the guest runs on what it has, and waits where it needs more.
+    let mut kill = host.command("sh");
+    run(kill.args(["-c", "kill -KILL $(pgrep -f ^vmtwin-instant-keeper)"]));
+    assert_eq!(host.virsh(&["domstate", "ticker"]).trim(), "running");
+    let done = inside.json(&restore);
+    assert_eq!(done["local"], true, "{done}");
+    assert!(!overlays());
+    guest.wait_for_more("tick n=", PATIENCE);
+    assert_eq!(guest.log().last_tick().unwrap().skew, 0);
+    inside.vmtwin.assert_no_files_left();
+    inside.compare_while_suspended("ticker", "instant");
+    let snapshot = [
+        "snapshot-create-as",
+        "ticker",
+        "--disk-only",
+        "--no-metadata",
+    ];
+    host.virsh(&snapshot);
+    guest.wait_for_more("tick n=", PATIENCE);
+}

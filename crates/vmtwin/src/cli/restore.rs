@@ -53,7 +53,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long = "as", value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Define it in this libvirt again
-    #[arg(long, value_name = "URI", conflicts_with_all = ["instant", "format", "disks", "accel"])]
+    #[arg(long, value_name = "URI", conflicts_with_all = ["format", "disks", "accel"])]
     pub(crate) libvirt: Option<String>,
     /// Start the guest from the point, on the restored disks
     #[arg(long)]

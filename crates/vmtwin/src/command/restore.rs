@@ -13,8 +13,9 @@ use vmtwin_repository::{Repository, Snapshot};
 use crate::cancel::Cancel;
 use crate::cli::{Format, Network, RestoreArgs};
 use crate::home::Home;
+use crate::libvirt;
 use crate::libvirt::define::{Plan, Wanted};
-use crate::restore::instant::{self, Followed, Keeper, Said};
+use crate::restore::instant::{self, Followed, Keeper, Record, Said};
 use crate::restore::{ImageFormat, Phase, RestoreProgress, RestoreReport, RestoreRequest, restore};
 use crate::ui::{Ui, bytes};
 
@@ -23,7 +24,9 @@ pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs) -> 
         Some(dir) if args.instant && instant::is_keeper() => {
             return keep(home, cancel, args, &std::path::absolute(dir)?);
         }
-        Some(dir) if args.instant => return instant(ui, cancel, args, &std::path::absolute(dir)?),
+        Some(dir) if args.instant => {
+            return instant(home, ui, cancel, args, &std::path::absolute(dir)?);
+        }
         _ => {}
     }
     let repository = home.repository()?;
@@ -65,11 +68,7 @@ fn into_libvirt(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<i32> {
     let (repository, snapshot) = from;
-    let wanted = Wanted {
-        uri,
-        name: args.name.as_deref(),
-        run: request.run.then_some(request.network),
-    };
+    let wanted = wanted(args, uri);
     let request = RestoreRequest {
         run: false,
         ..request
@@ -103,9 +102,12 @@ fn tell_warnings(ui: &Ui, report: &RestoreReport) {
 }
 
 /// The command itself, where the guest is to run at once: a keeper does the work.
-fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i32> {
+fn instant(home: &Home, ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i32> {
     let cancelled = || cancel.is_set();
     let record = instant::Record::read(dir)?;
+    if let (None, Some(uri)) = (&record, &args.libvirt) {
+        show_differences(home, ui, args, uri, dir)?;
+    }
     let mut report = json!({ "dir": dir, "local": false });
     if let Some(record) = record.filter(|_| instant::is_kept(dir).unwrap_or(false)) {
         record.check_is(&args.id, dir)?;
@@ -133,6 +135,9 @@ fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i
             "the guest runs as pid {pid}; its console is {console}"
         ));
     }
+    if let Some(domain) = report["domain"].as_str() {
+        ui.note(&format!("the guest runs as domain {domain}"));
+    }
     let followed = match args.detach {
         true => Followed::Left,
         false => follow(ui, dir, &cancelled)?,
@@ -158,6 +163,30 @@ fn instant(ui: &Ui, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> Result<i
     } else {
         0
     })
+}
+
+/// What the keeper, whom nobody hears, will define.
+fn show_differences(home: &Home, ui: &Ui, args: &RestoreArgs, uri: &str, dir: &Path) -> Result<()> {
+    let repository = home.repository()?;
+    let reader = repository.reader(&repository.snapshot(&args.id)?)?;
+    Plan::new(ui, &reader, &wanted(args, uri), dir).map(drop)
+}
+
+/// What a command line asks of libvirt.
+fn wanted<'a>(args: &'a RestoreArgs, uri: &'a str) -> Wanted<'a> {
+    Wanted {
+        uri,
+        name: args.name.as_deref(),
+        run: (args.run || args.instant).then(|| network(args)),
+    }
+}
+
+fn network(args: &RestoreArgs) -> launch::Network {
+    match args.network {
+        Network::None => launch::Network::None,
+        Network::User => launch::Network::User,
+        Network::Original => launch::Network::Original,
+    }
 }
 
 /// Shows how far the keeper is.
@@ -211,11 +240,59 @@ fn keep_begun(home: &Home, cancel: &Cancel, args: &RestoreArgs, dir: &Path) -> R
         request: &request,
         limit_bytes_per_s: args.limit_mib_per_s << 20,
     };
+    if let Some(uri) = &args.libvirt {
+        return keep_domain(home, cancel, args, keeper, uri);
+    }
     let held = keeper.begin(&NoBars, &|| cancel.is_set())?;
     // A read that failed because of a signal would be an error to the guest; one that meets no
     // server waits.
     Cancel::end_at_once()?;
     instant::say(&instant::started(&held.report));
+    keeper.work(held).map_err(Into::into)
+}
+
+/// The same for a domain of libvirt, which libvirt starts.
+fn keep_domain(
+    home: &Home,
+    cancel: &Cancel,
+    args: &RestoreArgs,
+    keeper: Keeper<'_>,
+    uri: &str,
+) -> Result<()> {
+    let cancelled = || cancel.is_set();
+    let dir = &keeper.request.dir;
+    if let Some(record) = Record::read(dir)? {
+        let held = keeper.begin(&NoBars, &cancelled)?;
+        libvirt::instant::start_again(&record, dir, keeper.request.network)?;
+        Cancel::end_at_once()?;
+        instant::say(&instant::started(&held.report));
+        return keeper.work(held).map_err(Into::into);
+    }
+    let wanted = wanted(args, uri);
+    let reader = keeper.repository.reader(keeper.snapshot)?;
+    let plan = Plan::new(&Ui::new(false, true), &reader, &wanted, dir)?;
+    let request = RestoreRequest {
+        run: false,
+        monitor: Some(plan.monitor()?),
+        ..keeper.request.clone()
+    };
+    let keeper = Keeper {
+        request: &request,
+        ..keeper
+    };
+    let held = keeper.begin(&NoBars, &cancelled)?;
+    let from = (keeper.repository, keeper.snapshot);
+    let started = plan.define(&held.report).and_then(|defined| {
+        plan.run(&defined, from, &home.run_dir()?, &NoBars, &cancelled)?;
+        Ok(defined.name())
+    });
+    let name = started.inspect_err(|_| instant::remove(&held.report))?;
+    Cancel::end_at_once()?;
+    let mut said = instant::started(&held.report);
+    if let Said::Started { report } = &mut said {
+        report["domain"] = name.into();
+    }
+    instant::say(&said);
     keeper.work(held).map_err(Into::into)
 }
 
@@ -259,15 +336,12 @@ fn request(args: &RestoreArgs, vm: &str, id: &str) -> Result<RestoreRequest> {
         run: args.run || args.instant,
         instant: args.instant,
         hold: false,
-        network: match args.network {
-            Network::None => launch::Network::None,
-            Network::User => launch::Network::User,
-            Network::Original => launch::Network::Original,
-        },
+        network: network(args),
         name: args.name.clone(),
         accel: args.accel.clone(),
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         memory: args.memory,
+        monitor: None,
         guard: Some(GuardCommand::of_this_program("restore-guard")),
     })
 }

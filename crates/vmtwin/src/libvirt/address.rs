@@ -26,7 +26,8 @@ impl Address {
         PathBuf::from(format!("{SCHEME}{}@{}", self.uuid, self.uri))
     }
 
-    fn parse(path: &Path) -> Option<Address> {
+    /// The domain's, where the path is none of a socket.
+    pub(crate) fn parse(path: &Path) -> Option<Address> {
         let (uuid, uri) = path.to_str()?.strip_prefix(SCHEME)?.split_once('@')?;
         Some(Address {
             uri: uri.to_owned(),

@@ -2,7 +2,7 @@
 //! asked for: from its state, or from its disks.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,14 +18,15 @@ use vmtwin_hypervisor::undo_guard::UndoGuard;
 use vmtwin_libvirt::{Connection, Domain, Kind, RestoreAs, UndefineFlags};
 use vmtwin_repository::{Repository, Snapshot, SnapshotReader};
 
-use super::Address;
 use super::definition::{self, Changed, Identity, NewDisk, RUNNING_STORED_AS, STORED_AS};
 use super::running;
-use super::state::Load;
+use super::state::{Load, Stream};
 use super::tpm;
+use super::{Address, instant};
 use crate::backup::{CONNECT_TIMEOUT, make_dir};
 use crate::content::{Content, MACHINE_JSON, MAX_JSON_BYTES, SNAPSHOT_JSON};
 use crate::failpoint;
+use crate::restore::instant::Record;
 use crate::restore::{ImageFormat, RestoreProgress, RestoreReport, write_state};
 use crate::ui::Ui;
 
@@ -60,7 +61,10 @@ pub(crate) struct Plan {
 /// A guest that libvirt has again.
 pub(crate) struct Defined {
     domain: Domain,
+    /// What its state is loaded into.
     xml: Option<String>,
+    /// Of its disks.
+    dir: PathBuf,
 }
 
 impl Plan {
@@ -173,6 +177,20 @@ impl Plan {
         Ok(())
     }
 
+    /// Where its monitor will be.
+    pub(crate) fn monitor(&self) -> Result<PathBuf> {
+        let uuid = match &self.copy {
+            Some(copy) => copy.uuid.clone(),
+            None => {
+                let domain = definition::parse(&self.xml)?;
+                let uuid = domain.text_of("uuid").map(str::to_owned);
+                uuid.context("the stored definition has no uuid")?
+            }
+        };
+        let uri = self.uri.clone();
+        Ok(Address { uri, uuid }.to_path())
+    }
+
     /// Defines the domain on the restored disks.
     pub(crate) fn define(&self, report: &RestoreReport) -> Result<Defined> {
         let disks = report.disks.iter();
@@ -190,9 +208,12 @@ impl Plan {
             let _ = domain.undefine(UndefineFlags::default());
             return Err(error);
         }
+        let running = self.running_xml(&disks)?;
+        let running = running.map(|xml| instant::with_backing(&xml, &report.dir));
         Ok(Defined {
             domain,
-            xml: self.running_xml(&disks)?,
+            xml: running.transpose()?,
+            dir: report.dir.clone(),
         })
     }
 
@@ -206,68 +227,90 @@ impl Plan {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
         failpoint::pass("domain defined")?;
-        let outcome = match &defined.xml {
-            None => self.boot(&defined.domain),
-            Some(xml) => {
-                // Dropped, or when vmtwin dies, it removes the folder.
-                let dir = scratch.join(format!("load-{}", defined.domain.uuid()?));
-                let undo = Undo::DeletePath { path: dir.clone() };
-                let guard = GuardCommand::of_this_program("undo-guard");
-                let _guard = UndoGuard::start(&guard, &undo, LOAD_LIMIT)?;
-                make_dir(&dir)?;
-                let load = Load {
-                    uri: &self.uri,
-                    xml,
-                    dir: &dir,
-                    state: RestoreAs::Paused,
-                    cancelled,
-                };
-                let write = |mut out| {
-                    failpoint::pass("domain state")?;
-                    Ok(write_state(
-                        repository, snapshot, &mut out, progress, cancelled,
-                    )?)
-                };
-                load.feed(write).and_then(|_| self.resume(&defined.domain))
-            }
-        };
-        outcome.map_err(|error| {
-            let domain = &defined.domain;
+        let domain = &defined.domain;
+        let ran = self.prepare(&defined.dir).and_then(|()| {
+            let Some(xml) = &defined.xml else {
+                return self.boot(domain, &defined.dir);
+            };
+            self.load(xml, domain, scratch, cancelled, |mut out| {
+                failpoint::pass("domain state")?;
+                Ok(write_state(
+                    repository, snapshot, &mut out, progress, cancelled,
+                )?)
+            })?;
+            self.resume(domain)
+        });
+        ran.map_err(|error| {
             let _ = domain.destroy();
             let _ = domain.undefine(UndefineFlags::default());
-            error.context("the disks are restored, but the guest could not be started on them")
+            error.context("the guest could not be started on the restored disks")
         })
     }
 
+    /// Has libvirt start it, paused, with the state that `write` writes.
+    fn load(
+        &self,
+        xml: &str,
+        domain: &Domain,
+        scratch: &Path,
+        cancelled: &dyn Fn() -> bool,
+        write: impl FnOnce(Stream) -> Result<u64>,
+    ) -> Result<()> {
+        let dir = scratch.join(format!("load-{}", domain.uuid()?));
+        let undo = Undo::DeletePath { path: dir.clone() };
+        let guard = GuardCommand::of_this_program("undo-guard");
+        // Dropped, or when vmtwin dies, it removes the folder.
+        let _guard = UndoGuard::start(&guard, &undo, LOAD_LIMIT)?;
+        make_dir(&dir)?;
+        let load = Load {
+            uri: &self.uri,
+            xml,
+            dir: &dir,
+            state: RestoreAs::Paused,
+            cancelled,
+        };
+        load.feed(write).map(drop)
+    }
+
+    /// What an instant restore needs before its guest starts.
+    fn prepare(&self, dir: &Path) -> Result<()> {
+        match Record::read(dir)? {
+            Some(_) => instant::open_to_qemu(&self.libvirt, dir),
+            None => Ok(()),
+        }
+    }
+
     /// Starts it from its disks.
-    fn boot(&self, domain: &Domain) -> Result<()> {
+    fn boot(&self, domain: &Domain, dir: &Path) -> Result<()> {
         let network = self.run.unwrap_or(Network::None);
         let xml = running::definition(&domain.definition()?, None, &[], network)?;
+        let xml = instant::with_backing(&xml, dir)?;
         let started = self.libvirt.create_domain(&xml, true)?;
-        self.let_go(&started)
+        let_go(&self.uri, &started, network)
     }
 
     fn resume(&self, domain: &Domain) -> Result<()> {
         match self.content.run_state == RUNNING {
-            true => self.let_go(domain),
+            true => let_go(&self.uri, domain, self.run.unwrap_or(Network::None)),
             false => Ok(()),
         }
     }
+}
 
-    /// Cut off before it runs. Told to go on by libvirt, it would be joined again.
-    fn let_go(&self, domain: &Domain) -> Result<()> {
-        if self.run != Some(Network::None) {
-            return Ok(domain.resume()?);
-        }
-        let address = Address {
-            uri: self.uri.clone(),
-            uuid: domain.uuid()?,
-        };
-        let mut qmp = Qmp::connect(&address.to_path(), CONNECT_TIMEOUT)?;
-        cut_off(qmp.peer().pid)?;
-        qmp.execute("cont", Value::Null)?;
-        Ok(())
+/// Lets a domain that is paused run. One that is to be cut off is so before it runs; told to go on by
+/// libvirt, it would be joined again.
+pub(super) fn let_go(uri: &str, domain: &Domain, network: Network) -> Result<()> {
+    if network != Network::None {
+        return Ok(domain.resume()?);
     }
+    let address = Address {
+        uri: uri.to_owned(),
+        uuid: domain.uuid()?,
+    };
+    let mut qmp = Qmp::connect(&address.to_path(), CONNECT_TIMEOUT)?;
+    cut_off(qmp.peer().pid)?;
+    qmp.execute("cont", Value::Null)?;
+    Ok(())
 }
 
 impl Defined {

@@ -90,7 +90,7 @@ pub(super) fn parse(xml: &str) -> Result<Element> {
 pub(super) fn rename(domain: &mut Element, copy: &Identity, say: &mut dyn FnMut(String)) {
     let old = domain.text_of("name").unwrap_or_default();
     say(format!("its name is {}, not {old}", copy.name));
-    say(format!("its uuid is {}", copy.uuid));
+    say("it has a uuid of its own".to_owned());
     domain.put(Element::of_text("uuid", &copy.uuid));
     domain.put(Element::of_text("name", &copy.name));
     if let Some(genid) = domain.child_mut("genid") {
@@ -189,6 +189,39 @@ pub(super) fn put_disks(
             disk.old
         ),
     }
+}
+
+/// How long QEMU waits for a server of disks that went away, seconds: a week.
+const RECONNECT_S: &str = "604800";
+
+/// Says what lies under the overlays of an instant restore: exports of the disks' ids on `socket`,
+/// whose server may go away for a while. libvirt would find them by itself, but not the patience.
+pub(super) fn say_backing(domain: &mut Element, images: &[(&str, &Path)], socket: &Path) {
+    for device in devices(domain).all_mut("disk") {
+        let source = source_of(device);
+        let of = |(_, image): &&(&str, &Path)| source.as_deref() == image.to_str();
+        if let Some((id, _)) = images.iter().find(of) {
+            device.remove(&["backingStore"]);
+            device.children.push(served(id, socket));
+        }
+    }
+}
+
+fn served(id: &str, socket: &Path) -> Element {
+    let socket = socket.to_string_lossy();
+    let host = [("transport", "unix"), ("socket", socket.as_ref())];
+    let mut source = Element::new("source", &[("protocol", "nbd"), ("name", id)]);
+    source.children = vec![
+        Element::new("host", &host),
+        Element::new("reconnect", &[("delay", RECONNECT_S)]),
+    ];
+    let mut backing = Element::new("backingStore", &[("type", "network")]);
+    backing.children = vec![
+        Element::new("format", &[("type", "raw")]),
+        source,
+        Element::new("backingStore", &[]),
+    ];
+    backing
 }
 
 /// The disk is in a file from now on, whatever it was in.

@@ -12,6 +12,7 @@ mod address;
 pub(crate) mod define;
 pub(crate) mod defined;
 pub(crate) mod definition;
+pub(crate) mod instant;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod running;

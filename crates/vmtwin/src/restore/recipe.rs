@@ -111,7 +111,7 @@ pub(crate) fn restore_and_hold(
     failpoint::pass("folder")?;
     let mut written = plan.write(&reader, &mut folder, &guard, watch)?;
     if request.instant {
-        let record = plan.record(repository, snapshot);
+        let record = plan.record(repository, snapshot, request);
         written
             .partials
             .push(plan.write_record(&record, folder.path(), &guard)?);
@@ -188,7 +188,9 @@ pub(crate) fn go_on(
         warnings: Vec::new(),
         seconds: 0.0,
     };
-    if let Some(process) = instant::guest(folder.path()) {
+    if record.monitor.is_some() {
+        // Who had it started starts it again.
+    } else if let Some(process) = instant::guest(folder.path()) {
         instant::let_boot(folder.path()).map_err(RestoreError::Qmp)?;
         let pid = process.pid;
         report
@@ -305,12 +307,18 @@ impl Plan {
     }
 
     /// What is to be known for going on.
-    fn record(&self, repository: &Repository, snapshot: &Snapshot) -> Record {
+    fn record(
+        &self,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        request: &RestoreRequest,
+    ) -> Record {
         let overlays = self.inventory.disks.iter().filter(|disk| is_overlay(disk));
         Record {
             snapshot: snapshot.id.clone(),
             repository: repository.id(),
             disks: overlays.map(|disk| disk.id.clone()).collect(),
+            monitor: request.monitor.clone(),
         }
     }
 

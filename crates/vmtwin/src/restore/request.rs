@@ -49,6 +49,8 @@ pub(crate) struct RestoreRequest {
     pub(crate) run: bool,
     /// Start it before its disks are here: see [`super::instant`].
     pub(crate) instant: bool,
+    /// With `instant` and without `run`, since somebody else starts it: where its monitor will be.
+    pub(crate) monitor: Option<PathBuf>,
     /// Leave the started guest paused, whatever it did at the point.
     pub(crate) hold: bool,
     /// Where its network leads.

@@ -117,10 +117,11 @@ impl Work {
     /// `trouble` says why the repository cannot be read.
     fn run(&self, trouble: &dyn Fn() -> Option<String>) {
         loop {
-            let outcome = match guest(&self.dir) {
-                Some(process) => self.stream(process, trouble),
+            let outcome = match self.monitor() {
+                Ok(Some(qmp)) => self.stream(qmp, trouble),
                 // It was shut down, or it died: then nobody uses the overlays.
-                None => self.complete(),
+                Ok(None) => self.complete(),
+                Err(error) => Err(error.to_string()),
             };
             match outcome.and_then(|()| self.check_local()) {
                 Ok(()) => return,
@@ -133,16 +134,25 @@ impl Work {
         }
     }
 
+    /// The guest's monitor; `None` where it does not run.
+    fn monitor(&self) -> Result<Option<Qmp>, QmpError> {
+        let connected = match (&self.record.monitor, guest(&self.dir)) {
+            (Some(monitor), _) => Qmp::connect(monitor, GREETING_TIMEOUT),
+            (None, None) => return Ok(None),
+            (None, Some(process)) => {
+                let socket = self.dir.join(STREAM_SOCKET);
+                Qmp::connect_to_new(&socket, GREETING_TIMEOUT, &|| process.is_alive())
+            }
+        };
+        match connected {
+            Ok(qmp) => Ok(Some(qmp)),
+            Err(error) if error.is_gone() && self.record.monitor.is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Streams while the guest lives.
-    fn stream(
-        &self,
-        process: ProcessId,
-        trouble: &dyn Fn() -> Option<String>,
-    ) -> Result<(), String> {
-        let alive = || process.is_alive();
-        let socket = self.dir.join(STREAM_SOCKET);
-        let qmp = Qmp::connect_to_new(&socket, GREETING_TIMEOUT, &alive);
-        let qmp = qmp.map_err(|error| error.to_string())?;
+    fn stream(&self, qmp: Qmp, trouble: &dyn Fn() -> Option<String>) -> Result<(), String> {
         let mut streams = Streams::new(qmp, self.limit_bytes_per_s);
         loop {
             match streams.step(&self.dir, &self.record.disks) {
@@ -206,6 +216,20 @@ pub(crate) fn let_boot(dir: &Path) -> Result<(), QmpError> {
         "prelaunch" => qmp.execute("cont", Value::Null).map(drop),
         _ => Ok(()),
     }
+}
+
+/// Removes what an instant restore has begun whose guest did not start.
+pub(crate) fn remove(report: &RestoreReport) {
+    let disks = report.disks.iter().map(|disk| disk.path.clone());
+    let all = disks.chain(report.files.iter().cloned());
+    for path in all.chain([report.dir.join(RECORD)]) {
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+    // Where nothing else is in them.
+    let _ = fs::remove_dir(report.dir.join("files"));
+    let _ = fs::remove_dir(&report.dir);
 }
 
 /// Says how it began, to whoever waits for it.

@@ -28,16 +28,16 @@ use serde::{Deserialize, Serialize};
 use super::error::RestoreError;
 
 pub(crate) use follow::{Followed, follow, is_keeper, is_kept, start_keeper};
-pub(crate) use keeper::{Keeper, Said, guest, let_boot, say, started};
+pub(crate) use keeper::{Keeper, Said, guest, let_boot, remove, say, started};
 pub(super) use overlay::create as create_overlay;
 pub(crate) use serve::Serving;
 
 /// The record, which is there until all is local.
-pub(super) const RECORD: &str = "instant.json";
+pub(crate) const RECORD: &str = "instant.json";
 /// What the keeper notes of its work.
 const PROGRESS: &str = "instant-progress.json";
 /// The socket that the disks are served on.
-pub(super) const DISKS_SOCKET: &str = "disks.sock";
+pub(crate) const DISKS_SOCKET: &str = "disks.sock";
 /// The keeper's own monitor of QEMU, so that the other is free for backups.
 pub(super) const STREAM_SOCKET: &str = "stream.sock";
 /// Disks that are no longer than this are copied at once: firmware's variables, for example.
@@ -54,6 +54,9 @@ pub(crate) struct Record {
     pub(crate) repository: String,
     /// Disks that are overlays, by id; each is `ID.qcow2`.
     pub(crate) disks: Vec<String>,
+    /// Where the guest's monitor is, if it is not a process of vmtwin's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) monitor: Option<PathBuf>,
 }
 
 /// How far the keeper is.

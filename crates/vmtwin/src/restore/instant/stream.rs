@@ -1,5 +1,6 @@
 //! QEMU's own block jobs, which copy into each overlay what is still under it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -179,12 +180,25 @@ fn job(jobs: &Value, number: usize) -> Option<Job> {
     })
 }
 
+/// The file of an image. Where options say what lies under it, QEMU calls it by all of them, as JSON.
+fn file_of(name: &str) -> Cow<'_, str> {
+    let options = name.strip_prefix("json:");
+    let options = options.and_then(|json| serde_json::from_str::<Value>(json).ok());
+    match options
+        .as_ref()
+        .and_then(|o| o["file"]["filename"].as_str())
+    {
+        Some(file) => Cow::Owned(file.to_owned()),
+        None => Cow::Borrowed(name),
+    }
+}
+
 /// The node of an image, by the name of its file.
 fn overlay(nodes: &Value, image: &Path) -> Option<Overlay> {
     let image = image.to_string_lossy();
     let is_it = |node: &&Value| {
-        let file = node["image"]["filename"].as_str();
-        node["drv"] == "qcow2" && file == Some(&*image)
+        let name = node["image"]["filename"].as_str();
+        node["drv"] == "qcow2" && name.is_some_and(|name| file_of(name) == image)
     };
     let node = nodes.as_array()?.iter().find(is_it)?;
     Some(Overlay {
@@ -195,4 +209,18 @@ fn overlay(nodes: &Value, image: &Path) -> Option<Overlay> {
             .as_str()
             .is_some_and(|under| !under.is_empty()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::file_of;
+
+    #[test]
+    fn images_are_found_by_their_files() {
+        let options = r#"json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/a b"}}"#;
+        assert_eq!(file_of(options), "/a b");
+        for name in ["/a", "json:{", "json:{}"] {
+            assert_eq!(file_of(name), name);
+        }
+    }
 }

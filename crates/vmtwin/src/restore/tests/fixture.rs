@@ -100,6 +100,7 @@ pub(super) fn request(dir: &Path) -> RestoreRequest {
         format: None,
         force: false,
         instant: false,
+        monitor: None,
         run: false,
         hold: false,
         network: Network::None,
