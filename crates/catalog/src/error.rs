@@ -79,6 +79,18 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
     },
+    /// Another schedule has the name.
+    #[error("there is a schedule {name:?} already; remove it first, or choose another name")]
+    ScheduleExists {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No schedule of this name.
+    #[error("there is no schedule {name:?}; see: vmtwin schedule list")]
+    NoSchedule {
+        /// The name that was asked for.
+        name: String,
+    },
     /// No node of this id.
     #[error("the cluster has no node {node}; run `vmtwin cluster join` on it")]
     NoNode {

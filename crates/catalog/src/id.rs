@@ -77,6 +77,11 @@ uuid_id!(
     "node id"
 );
 uuid_id!(
+    /// A schedule.
+    ScheduleId,
+    "schedule id"
+);
+uuid_id!(
     /// A job.
     JobId,
     "job id"

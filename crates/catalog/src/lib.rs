@@ -8,6 +8,7 @@
 //! | `vm`, `disk` | `vm.rs`, `disk.rs` | guests and twins, their disks, who must be resumed |
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
+//! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `setting` | `setting.rs` | texts by key |
 //! | (all) | `dump/` | complete copies, the same from both databases |
@@ -31,6 +32,7 @@ mod pause;
 mod postgres;
 mod process;
 mod row;
+mod schedule;
 mod schema;
 mod setting;
 mod snapshot;
@@ -44,12 +46,13 @@ mod vm;
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
-pub use id::{JobId, NodeId, StepId, VmId};
+pub use id::{JobId, NodeId, ScheduleId, StepId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
 pub use node::{Cluster, Node};
 pub use open::Catalog;
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};
+pub use schedule::{RunOutcome, Schedule, ScheduleRun};
 pub use schema::newest_schema;
 pub use snapshot::{Consistency, Snapshot, SnapshotState};
 pub use step::{NewStep, Step};

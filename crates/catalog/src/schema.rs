@@ -126,6 +126,9 @@ impl Catalog {
         self.snapshots(None).await?;
         self.settings().await?;
         self.nodes().await?;
+        for schedule in self.schedules().await? {
+            self.runs(&schedule.id, u32::MAX).await?;
+        }
         for job in self.jobs(u32::MAX).await? {
             self.steps(&job.id).await?;
         }

@@ -4,6 +4,7 @@ mod backup;
 pub(crate) mod files;
 pub(crate) mod repo;
 mod restore;
+mod schedule;
 mod upkeep;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use backup::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
+pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
 pub(crate) use upkeep::{CheckArgs, CopyArgs, ForgetArgs, PruneArgs, SnapshotCommand, VerifyArgs};
 
 use crate::twin_args::TwinArgs;
@@ -128,6 +130,9 @@ pub(crate) enum Command {
     /// Look after the catalog: copy it, move it to a database that hosts share
     #[command(subcommand)]
     Catalog(CatalogCommand),
+    /// Have guests backed up by themselves
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \

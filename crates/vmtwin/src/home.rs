@@ -74,6 +74,25 @@ impl Home {
         })
     }
 
+    /// Has a command of this program use the same home, repository and catalog.
+    pub(crate) fn pass_on(&self, command: &mut std::process::Command) {
+        command.env("VMTWIN_HOME", &self.dir);
+        let mut pass = |key: &str, value: Option<&std::ffi::OsStr>| {
+            if let Some(value) = value {
+                command.env(key, value);
+            }
+        };
+        pass("VMTWIN_REPO", self.repo.as_deref().map(AsRef::as_ref));
+        pass(
+            "VMTWIN_DATABASE",
+            self.database.as_deref().map(AsRef::as_ref),
+        );
+        let file = self.password_file.as_deref();
+        pass("VMTWIN_PASSWORD_FILE", file.map(AsRef::as_ref));
+        let by = self.password_command.as_deref();
+        pass("VMTWIN_PASSWORD_COMMAND", by.map(AsRef::as_ref));
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

@@ -23,6 +23,7 @@ mod restore;
 mod settle;
 mod source;
 mod standby;
+mod timer;
 mod twin_args;
 mod twin_row;
 mod twin_slot;
@@ -123,6 +124,7 @@ fn run(cli: &Cli) -> Result<i32> {
         | Command::Settle(_)
         | Command::Twin(_)
         | Command::Snapshot(_)
+        | Command::Schedule(_)
         | Command::Recover => {
             let db = Db::open(&home)?;
             let cx = Cx {
@@ -163,6 +165,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
             Ok(exit_code(&[report], 1))
         }
         Command::Twin(command) => standby::run(cx, command),
+        Command::Schedule(args) => command::schedule::run(cx, args),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {
             recover::dead_jobs(cx)?;
             let report = verify::run(cx, args)?;

@@ -111,7 +111,7 @@ pub(crate) fn run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
 }
 
 /// Fisher–Yates with the system's random numbers.
-fn shuffle(vms: &mut [Vm]) -> Result<()> {
+pub(crate) fn shuffle(vms: &mut [Vm]) -> Result<()> {
     for i in (1..vms.len()).rev() {
         let mut bytes = [0u8; 8];
         getrandom::fill(&mut bytes).context("no random numbers from the system")?;

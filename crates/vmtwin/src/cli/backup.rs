@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::twin_args::TwinArgs;
 
 /// Consistency of a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Consistency {
     /// Disks that every application finds cleanly closed: a twin of the guest is shut down
     Application,
@@ -90,7 +92,7 @@ pub(crate) struct BackupArgs {
 }
 
 /// A label: no comma, by which restic separates them, and none that looks like our own.
-fn parse_tag(text: &str) -> Result<String, String> {
+pub(super) fn parse_tag(text: &str) -> Result<String, String> {
     match text.is_empty() || text.contains([',', '=']) || text.chars().any(char::is_control) {
         true => Err("a tag is some text without comma and equals sign".to_owned()),
         false => Ok(text.to_owned()),

@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod init;
 pub(crate) mod repo;
 pub(crate) mod restore;
+pub(crate) mod schedule;
 pub(crate) mod shell;
 pub(crate) mod snapshot;
 pub(crate) mod upkeep;

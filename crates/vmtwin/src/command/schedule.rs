@@ -1,0 +1,246 @@
+//! `vmtwin schedule`: what is to happen by itself.
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use vmtwin_catalog::{RunOutcome, Schedule, ScheduleRun, VmRole};
+
+use crate::backup::Cx;
+use crate::cli::{ScheduleAddArgs, ScheduleCommand};
+use crate::timer::{self, Done, Spec, When};
+use crate::ui::table;
+
+/// Due times and runs that are shown.
+const SHOWN_DUE: usize = 5;
+const SHOWN_RUNS: u32 = 20;
+const EXIT_WARNINGS: i32 = 3;
+
+/// A schedule, for people and programs.
+#[derive(Debug, Serialize)]
+struct Shown {
+    name: String,
+    enabled: bool,
+    spec: Spec,
+    /// RFC 3339, UTC.
+    next: Vec<String>,
+    runs: Vec<ScheduleRun>,
+}
+
+/// Runs `vmtwin schedule …`; gives the exit code.
+pub(crate) fn run(cx: &Cx<'_>, command: &ScheduleCommand) -> Result<i32> {
+    match command {
+        ScheduleCommand::Add(args) => add(cx, args)?,
+        ScheduleCommand::List => list(cx)?,
+        ScheduleCommand::Show { name } => show(cx, name)?,
+        ScheduleCommand::Remove { name } => {
+            let schedule = find(cx, name)?;
+            cx.db.run(async |c| c.remove_schedule(&schedule.id).await)?;
+            cx.ui.note(&format!("{name}: removed; its snapshots stay"));
+        }
+        ScheduleCommand::Enable { name } => enable(cx, name, true)?,
+        ScheduleCommand::Disable { name } => enable(cx, name, false)?,
+        ScheduleCommand::Run { name } => return run_now(cx, name),
+        ScheduleCommand::Follow => {
+            cx.ui
+                .note("following the schedules of this host; Ctrl-C ends it");
+            timer::follow(cx)?;
+        }
+    }
+    Ok(0)
+}
+
+fn find(cx: &Cx<'_>, name: &str) -> Result<Schedule> {
+    Ok(cx.db.run(async |c| c.schedule(name).await)?)
+}
+
+fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
+    let guests = cx.db.run(async |c| c.vms().await)?;
+    for name in &args.vms {
+        let known = |vm: &vmtwin_catalog::Vm| vm.name == *name && vm.role == VmRole::Guest;
+        if !guests.iter().any(known) {
+            bail!("there is no guest {name}; see: vmtwin vm list");
+        }
+    }
+    let spec = Spec::new(args, &timer::host()?)?;
+    if args.prune && !spec.keep.forgets() {
+        bail!("--prune frees what rules forget: give some, such as --keep-daily 7");
+    }
+    let document = serde_json::to_value(&spec)?;
+    cx.db
+        .run(async |c| c.add_schedule(&args.name, &document).await)?;
+    let shown = shown(cx, find(cx, &args.name)?)?;
+    cx.ui.result(&shown, || {
+        let next = shown.next.first().map_or("never", String::as_str);
+        format!(
+            "{}: next due {next}, if this host follows its schedules (vmtwin schedule follow)",
+            args.name
+        )
+    })
+}
+
+fn list(cx: &Cx<'_>) -> Result<()> {
+    let schedules = cx.db.run(async |c| c.schedules().await)?;
+    let all: Vec<Shown> = schedules
+        .into_iter()
+        .map(|schedule| shown(cx, schedule))
+        .collect::<Result<_>>()?;
+    cx.ui.result(&all, || {
+        if all.is_empty() {
+            return "no schedule; make one: vmtwin schedule add nightly --on daily --all".into();
+        }
+        let cells: Vec<Vec<String>> = all
+            .iter()
+            .map(|s| {
+                vec![
+                    s.name.clone(),
+                    when(&s.spec),
+                    guests(&s.spec),
+                    s.spec.consistency.as_str().to_owned(),
+                    next(s),
+                    last(&s.runs),
+                ]
+            })
+            .collect();
+        table(
+            &[
+                "SCHEDULE",
+                "WHEN",
+                "GUESTS",
+                "CONSISTENCY",
+                "NEXT (UTC)",
+                "LAST",
+            ],
+            &cells,
+        )
+    })
+}
+
+fn show(cx: &Cx<'_>, name: &str) -> Result<()> {
+    let shown = shown(cx, find(cx, name)?)?;
+    let vms = cx.db.run(async |c| c.vms().await)?;
+    cx.ui.result(&shown, || {
+        let mut lines = vec![
+            format!("{name}: {}, {}", when(&shown.spec), guests(&shown.spec)),
+            format!("  on host {}", shown.spec.host),
+        ];
+        if !shown.enabled {
+            lines.push("  disabled".to_owned());
+        }
+        lines.extend(shown.next.iter().map(|due| format!("  due  {due}")));
+        for run in &shown.runs {
+            let vm = vms.iter().find(|vm| vm.id.as_str() == run.subject);
+            let what = vm.map_or(run.subject.as_str(), |vm| &vm.name);
+            let outcome = run.outcome.map_or("runs", RunOutcome::as_str);
+            let note = run.note.as_deref().unwrap_or_default();
+            lines.push(format!(
+                "  run  {}  {what}  {outcome}  {note}",
+                rfc3339(run.due_at)
+            ));
+        }
+        lines.join("\n")
+    })
+}
+
+fn enable(cx: &Cx<'_>, name: &str, enabled: bool) -> Result<()> {
+    let schedule = find(cx, name)?;
+    cx.db
+        .run(async |c| c.enable_schedule(&schedule.id, enabled).await)?;
+    let word = if enabled { "followed" } else { "not followed" };
+    cx.ui.note(&format!("{name}: {word} from now on"));
+    Ok(())
+}
+
+fn run_now(cx: &Cx<'_>, name: &str) -> Result<i32> {
+    let done = timer::run_now(cx, &find(cx, name)?)?;
+    cx.ui.result(&done, || {
+        let line = |one: &Done| {
+            let note = one.note.as_deref().unwrap_or_default();
+            format!("{}: {} {note}", one.what, one.outcome)
+        };
+        done.iter().map(line).collect::<Vec<_>>().join("\n")
+    })?;
+    let any = |outcome| done.iter().any(|one| one.outcome == outcome);
+    Ok(match any(RunOutcome::Failed) || cx.cancel.is_set() {
+        true => 1,
+        false if any(RunOutcome::Warnings) => EXIT_WARNINGS,
+        false => 0,
+    })
+}
+
+fn shown(cx: &Cx<'_>, schedule: Schedule) -> Result<Shown> {
+    let spec = Spec::of(&schedule)?;
+    let mut next = Vec::new();
+    let mut at = OffsetDateTime::now_utc();
+    while next.len() < SHOWN_DUE {
+        let Some(due) = spec.next_due(schedule.created_at, at)? else {
+            break;
+        };
+        next.push(rfc3339(due));
+        at = due;
+    }
+    let runs = cx
+        .db
+        .run(async |c| c.runs(&schedule.id, SHOWN_RUNS).await)?;
+    Ok(Shown {
+        name: schedule.name,
+        enabled: schedule.enabled,
+        spec,
+        next,
+        runs,
+    })
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    let seconds = time.replace_nanosecond(0).unwrap_or(time);
+    seconds.format(&Rfc3339).unwrap_or_default()
+}
+
+fn when(spec: &Spec) -> String {
+    match &spec.when {
+        When::On(calendar) => calendar.clone(),
+        When::EveryS(seconds) => match seconds {
+            s if s % 86_400 == 0 => format!("every {} d", s / 86_400),
+            s if s % 3600 == 0 => format!("every {} h", s / 3600),
+            s if s % 60 == 0 => format!("every {} min", s / 60),
+            s => format!("every {s} s"),
+        },
+    }
+}
+
+fn guests(spec: &Spec) -> String {
+    match &spec.vms {
+        None => "all".to_owned(),
+        Some(names) => names.join(", "),
+    }
+}
+
+fn next(shown: &Shown) -> String {
+    match (shown.enabled, shown.next.first()) {
+        (false, _) => "disabled".to_owned(),
+        (true, None) => "never".to_owned(),
+        (true, Some(due)) => due.trim_end_matches('Z').replace('T', " "),
+    }
+}
+
+/// How the latest due time went: the worst of its parts.
+fn last(runs: &[ScheduleRun]) -> String {
+    let Some(latest) = runs.first().map(|run| run.due_at) else {
+        return "-".to_owned();
+    };
+    let of_latest = || runs.iter().take_while(|run| run.due_at == latest);
+    if of_latest().any(|run| run.outcome.is_none()) {
+        return "runs".to_owned();
+    }
+    let worst = [
+        RunOutcome::Failed,
+        RunOutcome::Interrupted,
+        RunOutcome::Missed,
+        RunOutcome::Warnings,
+        RunOutcome::Done,
+    ];
+    let found = worst
+        .into_iter()
+        .find(|outcome| of_latest().any(|run| run.outcome == Some(*outcome)));
+    found.map_or("-", RunOutcome::as_str).to_owned()
+}

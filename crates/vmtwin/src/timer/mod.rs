@@ -1,0 +1,153 @@
+//! The timer: starts what schedules say when it is due.
+//!
+//! ```text
+//!   every rest: schedules of this host ─► latest due time ─► claimed? ─► guests, some at once
+//!                                                              │            └─ `vmtwin backup VM` each
+//!                                                              └─ too late: missed    then retention
+//! ```
+//! Nothing is remembered but in the catalog: what was done for a due time is a row, whose insertion
+//! is the claim. So a restart, a clock that is set, and a second timer do nothing twice, and of what
+//! was due while nobody looked the latest is done once.
+//!
+//! Backups run as processes of their own: they take their memory with them, and one that dies takes
+//! nothing else down.
+
+mod spec;
+mod work;
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use time::OffsetDateTime;
+use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
+
+use crate::backup::Cx;
+
+pub(crate) use spec::{Spec, When};
+pub(crate) use work::{Done, run_now};
+
+/// How long the loop rests at most: a clock that is set is noticed by then.
+const REST: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(200);
+/// How long runs are remembered.
+const MEMORY: time::Duration = time::Duration::days(400);
+/// What stands for all guests of a run that was not begun.
+pub(crate) const ALL: &str = "all";
+
+/// The name of this host, by which schedules are its own.
+pub(crate) fn host() -> Result<String> {
+    Ok(ProcessIdentity::of_self()?.host)
+}
+
+/// Starts what is due, until it is told to end; what runs then is ended in order.
+pub(crate) fn follow(cx: &Cx<'_>) -> Result<()> {
+    let host = host()?;
+    let busy = Mutex::new(HashSet::new());
+    mark_dead_runs(cx)?;
+    let long_ago = OffsetDateTime::now_utc() - MEMORY;
+    cx.db.run(async |c| c.forget_runs(long_ago).await)?;
+    thread::scope(|scope| {
+        let mut looked: Option<Instant> = None;
+        while !cx.cancel.is_set() {
+            if looked.is_some_and(|at| at.elapsed() < REST) {
+                thread::sleep(POLL);
+                continue;
+            }
+            looked = Some(Instant::now());
+            let due = due_now(cx, &host).unwrap_or_else(|error| {
+                cx.ui
+                    .note(&format!("the schedules cannot be read: {error:#}"));
+                Vec::new()
+            });
+            for due in due {
+                let id = due.schedule.id.clone();
+                if !lock(&busy).insert(id.clone()) {
+                    continue; // its last run goes on
+                }
+                let busy = &busy;
+                scope.spawn(move || {
+                    work::run(cx, &due);
+                    lock(busy).remove(&id);
+                });
+            }
+        }
+    });
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A schedule that is due.
+struct Due {
+    schedule: Schedule,
+    spec: Spec,
+    at: OffsetDateTime,
+    /// With its jitter.
+    begins: OffsetDateTime,
+}
+
+/// The schedules of this host that are due and were not begun. One that is too late is noted so.
+fn due_now(cx: &Cx<'_>, host: &str) -> Result<Vec<Due>> {
+    let now = OffsetDateTime::now_utc();
+    let mut all = Vec::new();
+    for schedule in cx.db.run(async |c| c.schedules().await)? {
+        match due_of(cx, schedule, host, now) {
+            Ok(due) => all.extend(due),
+            Err(error) => cx.ui.note(&format!("warning: {error:#}")),
+        }
+    }
+    Ok(all)
+}
+
+fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> Result<Option<Due>> {
+    let spec = Spec::of(&schedule)?;
+    if !schedule.enabled || spec.host != host {
+        return Ok(None);
+    }
+    let Some(at) = spec.latest_due(schedule.created_at, now)? else {
+        return Ok(None);
+    };
+    let begins = spec.begins(&schedule.name, at);
+    if begins > now {
+        return Ok(None);
+    }
+    let runs = cx.db.run(async |c| c.runs(&schedule.id, 1).await)?;
+    // Rows keep microseconds, due times have none.
+    if runs.first().is_some_and(|run| run.due_at >= at) {
+        return Ok(None);
+    }
+    if spec.is_over(begins, now) {
+        let id = &schedule.id;
+        if cx.db.run(async |c| c.claim_run(id, at, ALL).await)? {
+            let (outcome, note) = (RunOutcome::Missed, Some("nothing followed it in time"));
+            let db = cx.db;
+            db.run(async |c| c.finish_run(id, at, ALL, outcome, note).await)?;
+            cx.ui.note(&format!("{}: missed", schedule.name));
+        }
+        return Ok(None);
+    }
+    Ok(Some(Due {
+        schedule,
+        spec,
+        at,
+        begins,
+    }))
+}
+
+/// Runs whose process is gone did not end by themselves.
+fn mark_dead_runs(cx: &Cx<'_>) -> Result<()> {
+    for run in cx.db.run(async |c| c.dead_runs().await)? {
+        let outcome = RunOutcome::Interrupted;
+        let note = Some("its process is gone; the guest's next backup cleans up after it");
+        cx.db.run(async |c| {
+            c.finish_run(&run.schedule_id, run.due_at, &run.subject, outcome, note)
+                .await
+        })?;
+    }
+    Ok(())
+}
