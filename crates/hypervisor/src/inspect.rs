@@ -144,6 +144,7 @@ fn disk(entry: &Value, ids: &mut HashSet<String>) -> Disk {
     let address = text(&image["filename"])
         .or_else(|| text(&inserted["file"]))
         .unwrap_or_default();
+    let address = iscsi_uri(&address).unwrap_or(address);
     let format = text(&inserted["drv"]).unwrap_or_default();
     let read_only = inserted["ro"].as_bool().unwrap_or(false);
     let firmware = qdev.contains("flash");
@@ -225,6 +226,21 @@ fn backing_chain(image: &Value) -> Vec<String> {
         next = &next["backing-image"];
     }
     chain
+}
+
+/// The URI of what QEMU describes by its options alone (`json:{…}`), where it is iSCSI.
+fn iscsi_uri(address: &str) -> Option<String> {
+    let options: Value = serde_json::from_str(address.strip_prefix("json:")?).ok()?;
+    let mut node = &options;
+    while node["file"].is_object() {
+        node = &node["file"];
+    }
+    if node["driver"] != "iscsi" {
+        return None;
+    }
+    let lun = node["lun"].as_u64().unwrap_or(0);
+    let [portal, target] = [node["portal"].as_str()?, node["target"].as_str()?];
+    Some(format!("iscsi://{portal}/{target}/{lun}"))
 }
 
 fn address_kind(address: &str) -> AddressKind {
@@ -323,6 +339,21 @@ mod tests {
         );
         assert_eq!(disks[2].id, "disk");
         assert_eq!(disks[2].kind, AddressKind::Nbd);
+    }
+
+    #[test]
+    fn an_iscsi_disk_has_an_address() {
+        let qemus = r#"json:{"driver":"qcow2","file":{"driver":"raw","file":{"driver":"iscsi",
+            "portal":"10.0.0.1:3260","target":"iqn.2026-11.org:a","lun":1,"transport":"tcp"}}}"#;
+        let uri = iscsi_uri(qemus);
+        assert_eq!(
+            uri.as_deref(),
+            Some("iscsi://10.0.0.1:3260/iqn.2026-11.org:a/1")
+        );
+        assert_eq!(address_kind(&uri.unwrap_or_default()), AddressKind::Iscsi);
+        for other in ["/a", "json:", r#"json:{"driver":"raw","offset":1}"#] {
+            assert_eq!(iscsi_uri(other), None, "{other}");
+        }
     }
 
     #[test]

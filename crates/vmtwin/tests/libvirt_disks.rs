@@ -275,3 +275,82 @@ fn a_disk_in_use_elsewhere_is_refused() {
     drop(other);
     compare_all(&inside, "one", "alone again");
 }
+
+/// An iSCSI target of the host; it ends with the host.
+struct Target;
+
+impl Target {
+    const NAME: &str = "iqn.2026-11.test:disk";
+
+    /// Nothing, and a reason on stderr, where the programs are missing.
+    fn start(host: &LibvirtHost, image: &Path) -> Option<Target> {
+        if !["/usr/sbin/tgtd", MODULE]
+            .map(Path::new)
+            .iter()
+            .all(|p| p.exists())
+        {
+            eprintln!("not run: no tgt or no qemu-block-extra (tools/setup --all)");
+            return None;
+        }
+        run(&mut host.command("tgtd"));
+        let admin = |words: &[&str]| {
+            let mut command = host.command("tgtadm");
+            command.args(["--lld", "iscsi", "--tid", "1"]).args(words);
+            vmtwin_testkit::try_run(&mut command)
+        };
+        let new = ["--mode", "target", "--op", "new", "-T", Target::NAME];
+        let begun = Instant::now();
+        while let Err(error) = admin(&new) {
+            assert!(begun.elapsed() < PATIENCE, "{error:#}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let unit = ["--mode", "logicalunit", "--op", "new", "--lun", "1", "-b"];
+        admin(&[&unit[..], &[text(image)]].concat()).unwrap();
+        admin(&["--mode", "target", "--op", "bind", "-I", "ALL"]).unwrap();
+        Some(Target)
+    }
+
+    fn source(&self) -> String {
+        format!(
+            "<source protocol='iscsi' name='{}/1'><host name='127.0.0.1' port='3260'/></source>",
+            Target::NAME
+        )
+    }
+}
+
+/// QEMU's own client of iSCSI.
+const MODULE: &str = "/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so";
+
+#[test]
+fn an_iscsi_disk_is_backed_up() {
+    if !all_tests_wanted() {
+        eprintln!("not run: one of the long tests");
+        return;
+    }
+    let Some(inside) = Inside::start("iscsi") else {
+        return;
+    };
+    let host = &inside.host;
+    let image = host.file("iscsi.raw");
+    raw(&image, 24);
+    let Some(target) = Target::start(host, &image) else {
+        return;
+    };
+    let devices = disk("network", "raw", &target.source(), ("vda", "virtio"), "");
+    let guest = LibvirtGuest::start_with(host, "remote", Mode::Load, &devices);
+    inside.json(&["vm", "add", "--libvirt", URI]);
+    inside.backup("remote", "state");
+    assert_eq!(rows(&inside, "remote")[0]["kind"], "iscsi");
+    write_to_all(&inside, "remote", 0x77);
+    let report = compare_all(&inside, "remote", "iscsi");
+    assert_eq!(report["disks"][0]["read"], "changed", "{report}");
+    inside.assert_clean(&guest);
+    host.virsh(&["destroy", "remote"]);
+    let refused = inside.run(&["backup", "remote", "--consistency", "crash"]);
+    assert_eq!(code(&refused), 1, "{}", told(&refused));
+    assert!(
+        told(&refused).contains("start the guest"),
+        "{}",
+        told(&refused)
+    );
+}

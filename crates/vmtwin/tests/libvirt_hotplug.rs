@@ -103,6 +103,10 @@ fn end(ours: Child) -> Output {
 
 #[test]
 fn disks_come_and_go_between_backups() {
+    if !all_tests_wanted() {
+        eprintln!("not run: one of the long tests");
+        return;
+    }
     let Some(inside) = Inside::start("comeandgo") else {
         return;
     };
@@ -134,9 +138,6 @@ fn disks_come_and_go_between_backups() {
     attach(&inside, &kept, "vdb");
     attach(&inside, &plain, "vdc");
     inside.compare_while_suspended_as(GUEST, "again", &["qcow2", "qcow2", "raw"]);
-    if !all_tests_wanted() {
-        return;
-    }
     // Another image in the place of the one that was there.
     detach(&inside, "vdb");
     attach(&inside, &image(&inside, "other.qcow2"), "vdb");

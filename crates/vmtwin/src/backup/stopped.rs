@@ -44,7 +44,9 @@ impl Work<'_> {
         for disk in machine.disks.iter_mut().filter(|d| d.included) {
             disks.push(self.store_stopped_disk(&cwd, disk, &backup)?);
         }
-        update_table(self.cx.db, self.vm, &machine)?;
+        if self.definition.is_some() {
+            update_table(self.cx.db, self.vm, &machine)?;
+        }
         let captured = Captured {
             drained: Drained {
                 memory: None,
