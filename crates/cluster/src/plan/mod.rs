@@ -15,6 +15,7 @@
 //! | `domain.rs` | guests with their snapshots and checkpoints |
 //! | `needs.rs` | what a definition names that must be there |
 //! | `map.rs` | `--map` |
+//! | `passwords.rs` | passwords of displays, which no backup holds |
 //! | `difference.rs` | differences for people |
 //! | `text.rs` | the plan for people |
 //!
@@ -26,6 +27,7 @@ mod hardware;
 mod logical;
 mod map;
 mod needs;
+mod passwords;
 mod text;
 mod volumes;
 
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use hardware::{HardwareDifference, compare_hardware};
 pub use map::{Mapping, PciAddress};
+pub use passwords::keep_passwords;
 
 use crate::node::{NodeDocument, Object};
 use crate::xml::Element;
@@ -283,6 +286,12 @@ pub fn paths(document: &NodeDocument, options: &Options) -> BTreeSet<String> {
         }
     }
     paths
+}
+
+/// Where a domain's UEFI variables are, if its definition names a file of them.
+#[must_use]
+pub fn nvram_path(definition: &str) -> Option<String> {
+    needs::nvram(&Element::parse(definition).ok()?)
 }
 
 fn objects(document: &NodeDocument) -> impl Iterator<Item = &Object> {

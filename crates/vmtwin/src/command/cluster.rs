@@ -61,9 +61,14 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
                 false => EXIT_WARNINGS,
             })
         }
-        ClusterCommand::Restore { file, force, .. } => {
-            let report = cluster::restore_database(home, file, *force)?;
+        ClusterCommand::Restore(args) if args.only_database => {
+            let report = cluster::restore_database(home, &args.file, args.force)?;
             ui.result(&report, || restore_text(&report)).map(|()| 0)
+        }
+        ClusterCommand::Restore(args) => {
+            let report = cluster::restore(home, ui, args)?;
+            ui.result(&report, || report.text())?;
+            Ok(report.exit_code())
         }
     }
 }
@@ -192,8 +197,13 @@ fn validate_text(report: &ValidateReport) -> String {
     ] {
         lines.extend(list.iter().map(|name| format!("{name}: {what}")));
     }
+    match (&report.plan, &report.plan_error) {
+        (Some(plan), _) => lines.push(format!("a restore of this node would do this:\n{plan}")),
+        (None, Some(why)) => lines.push(format!("this node was not compared: {why}")),
+        (None, None) => {}
+    }
     if report.is_same() {
-        lines.push("nodes, and this host's hardware, are as they were".to_owned());
+        lines.push("nodes, and this node's configuration, are as they were".to_owned());
     }
     lines.join("\n")
 }
