@@ -6,6 +6,7 @@
 //! | `manifest.rs` | what an archive says of itself |
 //! | `node/` | the configuration of one node as XML, and the collector of its hardware |
 //! | `plan/` | what a restore of a node would do, as a value; `--map` |
+//! | `chain.rs` | from guests down to hardware |
 //! | `xml.rs` | definitions as trees |
 //! | `archive/write.rs` | parts that arrive in any order become one zip file |
 //! | `archive/read.rs` | the way back, from a file that may come from anywhere |
@@ -13,6 +14,7 @@
 //! It knows nothing of repositories or catalogs: the copy of a database is a stream of bytes to it.
 
 pub mod archive;
+mod chain;
 mod error;
 mod hash;
 pub mod manifest;
@@ -22,6 +24,7 @@ pub mod plan;
 mod xml;
 
 pub use archive::{Archive, Parts};
+pub use chain::{Chain, chains};
 pub use error::{Error, Result};
 pub use manifest::Manifest;
 pub use name::{EntryPath, NodeName};

@@ -67,10 +67,8 @@ pub(super) fn items(cx: &Context<'_>) -> Vec<Item> {
     if cx.options.to_new_hardware {
         return Vec::new();
     }
-    let mut made = made_by_networks(cx.document);
-    made.extend(made_by_networks(cx.live.document));
-    let then = lasting(&cx.document.hardware, &made);
-    let now = lasting(&cx.live.document.hardware, &made);
+    let then = lasting(&cx.document.hardware, &cx.made_bridges);
+    let now = lasting(&cx.live.document.hardware, &cx.made_bridges);
     let difference = compare_hardware(&then, &now);
     let named = |name: &String| {
         let (kind, name) = name.split_once(' ').unwrap_or((name, ""));

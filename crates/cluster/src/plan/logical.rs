@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::difference::difference;
-use super::hardware::made_by_networks;
 use super::needs::needs;
 use super::{Action, Context, Item, Section, Step, item};
 use crate::node::Object;
@@ -223,11 +222,12 @@ pub(super) fn warn_of_missing_interfaces(
     wanted: &BTreeSet<String>,
     one: &mut Item,
 ) {
-    let mut here: BTreeSet<String> = made_by_networks(cx.document);
-    here.extend(made_by_networks(cx.live.document));
-    let interfaces = cx.live.document.hardware.interfaces.iter();
-    here.extend(interfaces.map(|interface| interface.name.clone()));
-    for name in wanted.difference(&here) {
+    let interfaces = &cx.live.document.hardware.interfaces;
+    for name in wanted {
+        let is_here = interfaces.iter().any(|interface| interface.name == *name);
+        if is_here || cx.made_bridges.contains(name) {
+            continue;
+        }
         one.warnings.push(format!(
             "this host has no interface {name}: make it, or give --map {name}=NEW"
         ));

@@ -221,6 +221,8 @@ struct Context<'a> {
     live: &'a Live<'a>,
     options: &'a Options,
     used_maps: Vec<bool>,
+    /// Bridges that networks make, of the backup and of the node.
+    made_bridges: BTreeSet<String>,
 }
 
 impl Context<'_> {
@@ -250,7 +252,10 @@ pub fn plan(document: &NodeDocument, live: &Live<'_>, options: &Options) -> Plan
         live,
         options,
         used_maps: vec![false; options.maps.len()],
+        made_bridges: hardware::made_by_networks(document),
     };
+    cx.made_bridges
+        .extend(hardware::made_by_networks(live.document));
     let mut items = hardware::items(&cx);
     items.extend(logical::items(&mut cx));
     items.extend(volumes::items(&mut cx));

@@ -55,7 +55,7 @@ pub(crate) enum ClusterCommand {
     /// Show what a backup holds
     #[command(
         after_help = "Examples:\n  vmtwin cluster view lab.zip\n  vmtwin cluster view lab.zip \
-        --node node1 --type hardware --detail"
+        --node node1 --type hardware --detail\n  vmtwin cluster view lab.zip --mapping"
     )]
     View {
         /// Backup
@@ -69,6 +69,9 @@ pub(crate) enum ClusterCommand {
         /// Everything that is known of each thing
         #[arg(long)]
         detail: bool,
+        /// From each guest down to the hardware: disks, volumes, pools; networks, bridges, interfaces
+        #[arg(long, conflicts_with_all = ["kind", "detail"])]
+        mapping: bool,
     },
     /// Read all of a backup, and compare it with the cluster; nothing is changed
     Validate {

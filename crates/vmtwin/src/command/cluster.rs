@@ -52,7 +52,15 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             node,
             kind,
             detail,
-        } => view(ui, file, node.as_ref(), *kind, *detail).map(|()| 0),
+            mapping,
+        } => {
+            let (manifest, documents) = read_nodes(file, node.as_ref())?;
+            match mapping {
+                true => mapping_view(ui, &documents)?,
+                false => view(ui, &manifest, &documents, *kind, *detail)?,
+            }
+            Ok(0)
+        }
         ClusterCommand::Validate { file } => {
             let report = cluster::validate(home, file)?;
             ui.result(&report, || validate_text(&report))?;
@@ -224,13 +232,8 @@ fn restore_text(report: &RestoreReport) -> String {
     lines.join("\n")
 }
 
-fn view(
-    ui: &Ui,
-    file: &Path,
-    node: Option<&NodeName>,
-    kind: Option<DeviceType>,
-    detail: bool,
-) -> Result<()> {
+/// What a backup says of itself, and the nodes of it that it holds: all, or one.
+fn read_nodes(file: &Path, node: Option<&NodeName>) -> Result<(Manifest, Vec<NodeDocument>)> {
     let mut archive = Archive::open(file)?;
     let manifest = archive.manifest().clone();
     if let Some(name) = node
@@ -245,14 +248,43 @@ fn view(
             documents.push(cluster::read_node(&mut archive, &one.name)?);
         }
     }
+    Ok((manifest, documents))
+}
+
+fn mapping_view(ui: &Ui, documents: &[NodeDocument]) -> Result<()> {
+    let nodes = documents.iter().map(|document| {
+        let chains = vmtwin_cluster::chains(document);
+        json!({"node": document.name, "chains": chains})
+    });
+    let nodes: Vec<Value> = nodes.collect();
+    ui.result(&nodes, || {
+        let mut lines = Vec::new();
+        for document in documents {
+            lines.push(format!("node {}", document.name));
+            lines.extend(vmtwin_cluster::chains(document).iter().map(|chain| {
+                let (guest, device) = (&chain.guest, &chain.device);
+                format!("  {guest} {device} -> {}", chain.links.join(" -> "))
+            }));
+        }
+        lines.join("\n")
+    })
+}
+
+fn view(
+    ui: &Ui,
+    manifest: &Manifest,
+    documents: &[NodeDocument],
+    kind: Option<DeviceType>,
+    detail: bool,
+) -> Result<()> {
     let shown: Vec<Value> = documents
         .iter()
         .map(|document| document_json(document, kind))
         .collect::<Result<_>>()?;
     let result = json!({"manifest": manifest, "nodes": shown});
     ui.result(&result, || {
-        let mut lines = manifest_lines(&manifest);
-        for document in &documents {
+        let mut lines = manifest_lines(manifest);
+        for document in documents {
             lines.push(String::new());
             lines.extend(document_lines(document, kind, detail));
         }
