@@ -269,6 +269,39 @@ fn a_volume_is_made_only_where_it_is_asked_for_and_not_there() {
     assert_eq!(names, ["images/z", "images/a"]);
 }
 
+#[test]
+fn variables_are_written_where_there_are_none_and_under_their_own_kind_of_name() {
+    let guest = |path: &str| {
+        let mut guest = object(
+            "domain",
+            "uefi",
+            WEB,
+            &format!("<os><nvram>{path}</nvram></os>"),
+        );
+        guest.parts = vec![part("nvram", path, "AAAA")];
+        document(Vec::new(), vec![guest])
+    };
+    let now = document(Vec::new(), Vec::new());
+    let written = |path: &str, missing: bool| {
+        let then = guest(path);
+        let mut live = live(&now);
+        if missing {
+            live.missing_paths.insert(path.to_owned());
+        }
+        let plan = plan(&then, &live, &Options::default());
+        let item = find(&plan, "uefi");
+        let mut steps = item.steps.iter();
+        (
+            steps.any(|step| matches!(step, Step::WriteNvram { .. })),
+            item.warnings.len(),
+        )
+    };
+    assert_eq!(written("/nvram/uefi_VARS.fd", true), (true, 0));
+    assert_eq!(written("/nvram/uefi_VARS.fd", false), (false, 0));
+    assert_eq!(written("/etc/cron.d/job", true), (false, 1));
+    assert_eq!(written("/nvram/../etc/a.fd", true), (false, 1));
+}
+
 fn some_object() -> impl Strategy<Value = Object> {
     let kind = prop::sample::select(vec!["secret", "nwfilter", "network", "pool", "domain"]);
     (kind, 0..4u8, 0..3u8, any::<bool>(), any::<bool>()).prop_map(

@@ -272,6 +272,21 @@ fn a_wiped_node_comes_back_word_for_word() {
     let file = node.backed_up();
     let file = text(&file);
 
+    let view = node.ends(&["cluster", "view", file, "--mapping"], 0);
+    let chains = view[0]["chains"].as_array().unwrap().iter();
+    let web = chains.filter(|chain| chain["guest"] == "web");
+    let links: Vec<String> = web.map(|chain| chain["links"].to_string()).collect();
+    assert!(
+        links[0].starts_with(r#"["volume web.qcow2","pool images""#),
+        "{links:?}"
+    );
+    assert!(
+        links[1].starts_with(r#"["network nat (nat)","#),
+        "{links:?}"
+    );
+    let valid = document(&node.run(&["cluster", "validate", file]));
+    assert_eq!(action(&valid, "domain", "web"), "same");
+
     // As it is, there is nothing to do: neither for the node, nor to it.
     let same = node.run(&["cluster", "restore", file, "--type", "virtual", "--dry-run"]);
     assert_eq!(code(&same), 0, "{}", told(&same));
@@ -304,7 +319,24 @@ fn a_wiped_node_comes_back_word_for_word() {
     assert_eq!(std::fs::read(images.join("web.qcow2")).unwrap(), volume);
     let nvram = std::fs::read(host.file("uefi_VARS.fd")).unwrap();
     assert_eq!(nvram, b"variables of a guest");
-    boot.boot(&host, Mode::Count);
+
+    // What was changed since is changed back, and a password that is in no backup is kept.
+    let password = "s/autoport='yes'/& passwd='hunter2'/; s/65536</66560</";
+    host.virsh(&["autostart", "web", "--disable"]);
+    let mut edit = host.command("env");
+    edit.arg(format!("EDITOR=sed -i -e \"{password}\""));
+    vmtwin_testkit::run(edit.args(["virsh", "edit", "web"]));
+    assert_ne!(everything(&host), before);
+    let changed = node.ends(&restore, 3);
+    assert_eq!(action(&changed, "domain", "web"), "change");
+    assert_eq!(everything(&host), before);
+    let secure = host.virsh(&["dumpxml", "--inactive", "--security-info", "web"]);
+    assert!(secure.contains("passwd='hunter2'"), "{secure}");
+
+    // The one that ran runs again, the others do not.
+    node.ends(&[&restore[..], &["--start-guests"]].concat(), 3);
+    assert_eq!(lines(&host, &["list", "--name"]), [BOOT]);
+    let _ = boot.wait_for_more("ready mode=", PATIENCE * 4);
     let _ = boot.wait_for_more("count", PATIENCE * 4);
 }
 

@@ -10,6 +10,10 @@ use super::{Action, CURRENT_SNAPSHOT, Context, Item, NVRAM, Section, Step, TRANS
 use crate::node::{Object, Part};
 use crate::xml::Element;
 
+/// What names of files with UEFI variables end in: a backup that comes from anywhere shall not make
+/// files that other programs look for.
+const NVRAM_FILES: [&str; 6] = ["fd", "qcow2", "raw", "img", "bin", "nvram"];
+
 pub(super) fn items(cx: &mut Context<'_>) -> Vec<Item> {
     let document = cx.document;
     let objects = &document.r#virtual.objects;
@@ -217,12 +221,20 @@ fn write_nvram(cx: &Context<'_>, object: &Object, then: &Element, one: &mut Item
         return;
     }
     // Without them the guest was never started, and its template makes new ones.
-    if let Some(part) = object.parts.iter().find(|part| part.kind == NVRAM) {
-        one.steps.push(Step::WriteNvram {
-            path,
-            content: part.content.clone(),
-        });
+    let Some(part) = object.parts.iter().find(|part| part.kind == NVRAM) else {
+        return;
+    };
+    let kind = path.rsplit_once('.').map(|(_, kind)| kind);
+    let leads_up = path.split('/').any(|part| part == "..");
+    if leads_up || !kind.is_some_and(|kind| NVRAM_FILES.contains(&kind)) {
+        let why = format!("{path} is no name for UEFI variables; they are not written");
+        return one.warnings.push(why);
     }
+    one.differences.push(format!("+ UEFI variables {path}"));
+    one.steps.push(Step::WriteNvram {
+        path,
+        content: part.content.clone(),
+    });
 }
 
 /// Why a guest cannot be defined: a device that is passed to it is not here.

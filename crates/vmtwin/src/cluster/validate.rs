@@ -97,7 +97,7 @@ pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
         report.hardware_missing = difference.missing;
         report.hardware_new = difference.new;
         report.hardware_changed = difference.changed;
-        match plan_of(&db, &then) {
+        match plan_of(home, &db, &then) {
             Ok(plan) => report.plan = Some(plan),
             Err(error) => report.plan_error = Some(format!("{error:#}")),
         }

@@ -10,7 +10,9 @@ use vmtwin_cluster::node::{Objects, VERSION, collect_hardware};
 use vmtwin_cluster::plan::{Live, Options, paths};
 
 use super::super::libvirt;
+use super::super::node::Identity;
 use crate::db::Db;
+use crate::home::Home;
 
 /// The configuration of this host now, under the name and id of the node in the backup.
 pub(super) fn document(of: &NodeDocument) -> Result<NodeDocument> {
@@ -44,7 +46,7 @@ pub(super) fn document(of: &NodeDocument) -> Result<NodeDocument> {
 
 /// The same with what lies outside it: files, and what other nodes have.
 pub(super) fn live<'a>(
-    db: &Db,
+    (home, db): (&Home, &Db),
     then: &NodeDocument,
     now: &'a NodeDocument,
     options: &Options,
@@ -53,15 +55,17 @@ pub(super) fn live<'a>(
     Ok(Live {
         document: now,
         missing_paths: paths(then, options).into_iter().filter(missing).collect(),
-        elsewhere: elsewhere(db, then)?,
+        elsewhere: elsewhere(home, db, then)?,
     })
 }
 
 /// Guests that other nodes said they have, since the backup was made.
-fn elsewhere(db: &Db, then: &NodeDocument) -> Result<BTreeMap<String, String>> {
+fn elsewhere(home: &Home, db: &Db, then: &NodeDocument) -> Result<BTreeMap<String, String>> {
+    let own = Identity::of(home)?.map(|own| own.id);
     let mut guests = BTreeMap::new();
     for node in db.run(async |catalog| catalog.nodes().await)? {
-        if node.id.as_str() == then.id {
+        // This host may have a name of its own already, and be about to take another's place.
+        if node.id.as_str() == then.id || Some(&node.id) == own.as_ref() {
             continue;
         }
         let Some(xml) = db.run(async |catalog| catalog.configuration(&node.id).await)? else {

@@ -51,7 +51,7 @@ pub(crate) fn restore(
     }
     let plan = plan(
         &document,
-        &live::live(&db, &document, &live, &options)?,
+        &live::live((home, &db), &document, &live, &options)?,
         &options,
     );
     let with_database =
@@ -90,7 +90,7 @@ pub(crate) fn restore(
 }
 
 /// What a backup of this node would change here; nothing is changed.
-pub(super) fn plan_of(db: &Db, document: &NodeDocument) -> Result<Plan> {
+pub(super) fn plan_of(home: &Home, db: &Db, document: &NodeDocument) -> Result<Plan> {
     // Hardware is compared apart, with all of it that the host has.
     let options = Options {
         sections: vec![Section::Logical, Section::Virtual],
@@ -99,7 +99,7 @@ pub(super) fn plan_of(db: &Db, document: &NodeDocument) -> Result<Plan> {
     let live = live::document(document)?;
     Ok(plan(
         document,
-        &live::live(db, document, &live, &options)?,
+        &live::live((home, db), document, &live, &options)?,
         &options,
     ))
 }

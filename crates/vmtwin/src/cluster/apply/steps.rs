@@ -16,6 +16,9 @@ use crate::cancel::Cancel;
 use crate::failpoint;
 use crate::ui::Ui;
 
+/// libvirt's own folder of them, which it makes at the first start of a guest; others are not made.
+const NVRAM_DIR: &str = "/var/lib/libvirt/qemu/nvram";
+
 /// Does all steps of the report's plan and notes what was done. What fails does not keep others
 /// from being done; Ctrl-C ends it between two steps.
 pub(super) fn apply(
@@ -176,7 +179,9 @@ fn write_nvram(path: &Path, content: &str) -> Result<()> {
         .context("its UEFI variables in the backup are damaged")?;
     let folder = path.parent().context("no folder")?;
     let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
+        if folder.starts_with(NVRAM_DIR) {
+            std::fs::create_dir_all(folder)?;
+        }
         let mut partial = tempfile::Builder::new()
             .prefix(".vmtwin-")
             .tempfile_in(folder)?;
