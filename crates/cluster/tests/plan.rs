@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use time::macros::datetime;
-use vmtwin_cluster::NodeDocument;
 use vmtwin_cluster::node::{Hardware, Interface, InterfaceKind, Object, Objects, Part, Pci};
-use vmtwin_cluster::plan::{Action, Item, Live, Mapping, Options, Plan, Step, paths, plan};
+use vmtwin_cluster::plan::{
+    Action, Item, Live, Mapping, Options, Plan, Step, keep_passwords, paths, plan,
+};
+use vmtwin_cluster::{NodeDocument, chains};
 
 const WEB: &str = "11111111-1111-4111-8111-111111111111";
 
@@ -332,6 +334,38 @@ proptest! {
     fn a_document_against_itself_is_the_same(one in some_document()) {
         let plan = plan(&one, &live(&one), &Options::default());
         prop_assert!(plan.is_same() && plan.is_done(), "{}", plan);
+    }
+
+    /// Definitions may come from anywhere: cut, and with other bytes in them.
+    #[test]
+    fn a_damaged_definition_does_no_harm(
+        at in 0usize..1200, with in "[<>/&'=a-z0-9-]{0,4}", drop in 0usize..80
+    ) {
+        let mut text = format!(
+            "<domain><name>web</name><uuid>{WEB}</uuid><vcpu cpuset='0-3,^2'/><os><nvram>/a.fd\
+             </nvram></os><devices><disk type='volume'><source pool='p' volume='v'/><target \
+             dev='vda'/></disk><interface type='bridge'><source bridge='br0'/></interface>\
+             <hostdev><source><address domain='0x0' bus='0x1' slot='0x0' function='0x0'/></source>\
+             </hostdev><graphics type='vnc' passwd='x'/></devices></domain>"
+        );
+        let at = at.min(text.len());
+        text.replace_range(at..(at + drop).min(text.len()), &with);
+        let mut guest = web();
+        guest.definition.clone_from(&text);
+        guest.parts.push(part("checkpoint", "0", &text));
+        let mut pool = object("pool", "p", "u3", "");
+        pool.parts.push(part("volume", "v", &text));
+        pool.definition.clone_from(&text);
+        let then = document(vec![pool], vec![guest]);
+        let now = document(Vec::new(), vec![web()]);
+        let options = Options {
+            maps: vec!["br0=br1".parse().unwrap(), "cpus:0=9".parse().unwrap()],
+            create_volumes: true,
+            ..Options::default()
+        };
+        let first = plan(&then, &live(&now), &options);
+        prop_assert!(!first.to_string().is_empty());
+        let _ = (paths(&then, &options), chains(&then), keep_passwords(&text, &text));
     }
 
     #[test]
