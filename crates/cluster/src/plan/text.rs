@@ -19,7 +19,8 @@ impl fmt::Display for Action {
 
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:14} {} {}", self.action, self.kind, plain(&self.name))?;
+        let what = format!("{} {}", self.kind, plain(&self.name));
+        write!(f, "{:14} {}", self.action, what.trim_end())?;
         if let Some(why) = &self.why {
             write!(f, ": {}", plain(why))?;
         }
