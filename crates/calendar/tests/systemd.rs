@@ -1,5 +1,7 @@
 //! Judged by `systemd-analyze calendar`, where it is there, and by hand.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 use std::process::Command;
 
 use vmtwin_calendar::Calendar;

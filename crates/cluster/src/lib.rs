@@ -5,19 +5,26 @@
 //! | `name.rs` | names of nodes, and of the entries of an archive |
 //! | `manifest.rs` | what an archive says of itself |
 //! | `node/` | the configuration of one node as XML, and the collector of its hardware |
+//! | `plan/` | what a restore of a node would do, as a value; `--map` |
+//! | `chain.rs` | from guests down to hardware |
+//! | `xml.rs` | definitions as trees |
 //! | `archive/write.rs` | parts that arrive in any order become one zip file |
 //! | `archive/read.rs` | the way back, from a file that may come from anywhere |
 //!
 //! It knows nothing of repositories or catalogs: the copy of a database is a stream of bytes to it.
 
 pub mod archive;
+mod chain;
 mod error;
 mod hash;
 pub mod manifest;
 mod name;
 pub mod node;
+pub mod plan;
+mod xml;
 
 pub use archive::{Archive, Parts};
+pub use chain::{Chain, chains};
 pub use error::{Error, Result};
 pub use manifest::Manifest;
 pub use name::{EntryPath, NodeName};

@@ -325,13 +325,10 @@ impl Domain {
         call: &'static str,
     ) -> Result<Vec<String>, Error> {
         let found = Handle::list(&self.handle, list, free, call)?;
-        found
-            .iter()
-            .map(|one| one.xml(xml, XML_SECURE, call))
-            .collect()
+        found.iter().map(|one| one.xml(xml, 0, call)).collect()
     }
 
-    /// XML of all its snapshots, with passwords of displays: keep it secret.
+    /// XML of all its snapshots, without passwords.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -345,7 +342,22 @@ impl Domain {
         )
     }
 
-    /// XML of all its checkpoints, with passwords of displays: keep it secret.
+    /// The name of its current snapshot, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn current_snapshot(&self) -> Result<Option<String>, Error> {
+        let api = self.handle.api;
+        let (list, free) = (api.virDomainListAllSnapshots, api.virDomainSnapshotFree);
+        for one in Handle::list(&self.handle, list, free, "snapshots")? {
+            if one.flags(api.virDomainSnapshotIsCurrent, 0, "current snapshot")? == 1 {
+                return Ok(Some(one.name(api.virDomainSnapshotGetName)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// XML of all its checkpoints, without passwords.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -359,15 +371,29 @@ impl Domain {
         )
     }
 
-    /// Notes a snapshot again that libvirt has forgotten; nothing is taken.
+    /// Notes a snapshot again that libvirt has forgotten, as the current one or not; nothing is
+    /// taken.
     ///
     /// # Errors
     /// [`Error::Refused`].
-    pub fn redefine_snapshot(&self, xml: &str) -> Result<(), Error> {
+    pub fn redefine_snapshot(&self, xml: &str, current: bool) -> Result<(), Error> {
+        const REDEFINE: u32 = 1;
+        const CURRENT: u32 = 2;
         let api = self.handle.api;
         let (function, free) = (api.virDomainSnapshotCreateXML, api.virDomainSnapshotFree);
-        // VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
-        Handle::by_text_flags(&self.handle, function, xml, 1, free, "redefine a snapshot")?;
+        let flags = if current {
+            REDEFINE | CURRENT
+        } else {
+            REDEFINE
+        };
+        Handle::by_text_flags(
+            &self.handle,
+            function,
+            xml,
+            flags,
+            free,
+            "redefine a snapshot",
+        )?;
         Ok(())
     }
 

@@ -109,7 +109,7 @@ pub struct Object {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
-    /// `snapshot`, `checkpoint`, `live`, `nvram`…
+    /// `snapshot`, `current-snapshot`, `checkpoint`, `live`, `transient`, `nvram`, `volume`.
     #[serde(rename = "@kind")]
     pub kind: String,
     /// Its name.

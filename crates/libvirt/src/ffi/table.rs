@@ -121,6 +121,8 @@ functions! {
     virDomainFSThaw: unsafe extern "C" fn(Raw, *mut *const c_char, c_uint, c_uint) -> c_int;
     virDomainListAllSnapshots: ListFn;
     virDomainSnapshotFree: FreeFn;
+    virDomainSnapshotGetName: NameFn;
+    virDomainSnapshotIsCurrent: FlagsFn;
     virDomainSnapshotGetXMLDesc: XmlFn;
     virDomainSnapshotCreateXML: ByTextFlagsFn;
     virDomainListAllCheckpoints: ListFn;

@@ -44,7 +44,7 @@ impl Work<'_> {
         for disk in machine.disks.iter_mut().filter(|d| d.included) {
             disks.push(self.store_stopped_disk(&cwd, disk, &backup)?);
         }
-        if self.definition.is_some() {
+        if self.definitions.is_some() {
             update_table(self.cx.db, self.vm, &machine)?;
         }
         let captured = Captured {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use vmtwin_cluster::NodeName;
+use vmtwin_cluster::plan::{Mapping, Section};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
@@ -54,7 +55,7 @@ pub(crate) enum ClusterCommand {
     /// Show what a backup holds
     #[command(
         after_help = "Examples:\n  vmtwin cluster view lab.zip\n  vmtwin cluster view lab.zip \
-        --node node1 --type hardware --detail"
+        --node node1 --type hardware --detail\n  vmtwin cluster view lab.zip --mapping"
     )]
     View {
         /// Backup
@@ -68,29 +69,68 @@ pub(crate) enum ClusterCommand {
         /// Everything that is known of each thing
         #[arg(long)]
         detail: bool,
+        /// From each guest down to the hardware: disks, volumes, pools; networks, bridges, interfaces
+        #[arg(long, conflicts_with_all = ["kind", "detail"])]
+        mapping: bool,
     },
     /// Read all of a backup, and compare it with the cluster; nothing is changed
     Validate {
         /// Backup
         file: PathBuf,
     },
-    /// Bring the database back
+    /// Bring this node and the database back: plan, show, apply
     #[command(
-        after_help = "Example:\n  vmtwin cluster restore lab.zip --only-database --force\n\nThe \
-        whole backup is read and checked first. What the database holds now is kept in a copy in \
-        the home folder, and the change is made in one transaction. Nodes are not restored yet: \
-        `vmtwin cluster view FILE --detail` shows their configuration."
+        after_help = "Examples:\n  vmtwin cluster restore lab.zip --dry-run\n  vmtwin cluster restore \
+        lab.zip --skip-database\n  vmtwin cluster restore lab.zip --type logical --yes\n  vmtwin \
+        cluster restore lab.zip --node node1 --to-new-hardware --map br0=br7 --map \
+        /srv/images=/data/images --map 0000:01:00.0=0000:41:00.0 --map cpus:2-3=6-7\n  vmtwin \
+        cluster restore lab.zip --only-database --force\n\nThe whole backup is read and checked \
+        first. What this node's libvirt has and the backup too is made what it was; what only the \
+        node has stays; volumes are never touched, and running guests only with --force (their \
+        definition, for the next start). What is there before is backed up. A second run goes on \
+        where the first one failed.\n\nExit code 3: done, and not all of the backup could be \
+        restored."
     )]
-    Restore {
-        /// Backup
-        file: PathBuf,
-        /// The database and nothing else
-        #[arg(long, required = true)]
-        only_database: bool,
-        /// Replace what the database holds
-        #[arg(long)]
-        force: bool,
-    },
+    Restore(ClusterRestoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterRestoreArgs {
+    /// Backup
+    pub(crate) file: PathBuf,
+    /// Node to restore: this one [default: this one]
+    #[arg(long)]
+    pub(crate) node: Option<NodeName>,
+    /// This part of the node only, and not the database
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "only_database")]
+    pub(crate) kind: Option<DeviceType>,
+    /// The node, and not the database
+    #[arg(long, conflicts_with = "only_database")]
+    pub(crate) skip_database: bool,
+    /// The database and nothing else
+    #[arg(long)]
+    pub(crate) only_database: bool,
+    /// Replace what the database holds, and definitions of running guests
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// What has another name here: interfaces, paths, PCI addresses, mediated devices, cpus:SET
+    #[arg(long, value_name = "OLD=NEW", conflicts_with = "only_database")]
+    pub(crate) map: Vec<Mapping>,
+    /// This host takes the place of the node's old one
+    #[arg(long, conflicts_with = "only_database")]
+    pub(crate) to_new_hardware: bool,
+    /// Make volumes that are not there, empty
+    #[arg(long, conflicts_with = "only_database")]
+    pub(crate) create_volumes: bool,
+    /// Start guests that ran; give it only if they run nowhere else
+    #[arg(long, conflicts_with = "only_database")]
+    pub(crate) start_guests: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long, conflicts_with_all = ["only_database", "yes"])]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -115,4 +155,14 @@ pub(crate) enum DeviceType {
     Logical,
     /// The guests
     Virtual,
+}
+
+impl From<DeviceType> for Section {
+    fn from(kind: DeviceType) -> Section {
+        match kind {
+            DeviceType::Hardware => Section::Hardware,
+            DeviceType::Logical => Section::Logical,
+            DeviceType::Virtual => Section::Virtual,
+        }
+    }
 }

@@ -3,9 +3,13 @@
 //! Passwords and the values of secrets are left out. What could not be read is told: a backup that
 //! lacks something must say so.
 
+use std::io::Read;
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use vmtwin_cluster::node::{Object, Part};
+use vmtwin_cluster::plan::{self, CURRENT_SNAPSHOT, NVRAM, TRANSIENT};
 use vmtwin_libvirt::{Connection, Domain, DomainState, Error, ErrorCode, Kind};
 
 /// The system's libvirt, and where it answers if it runs.
@@ -19,6 +23,9 @@ const LOGICAL: [(Kind, &str); 4] = [
     (Kind::StoragePool, "pool"),
 ];
 
+/// Most that UEFI variables may have, bytes: x86 has 528 KiB, a full flash chip of Arm 64 MiB.
+pub(super) const MAX_NVRAM_BYTES: u64 = 4 << 20;
+
 /// What is defined.
 #[derive(Debug, Default)]
 pub(super) struct Defined {
@@ -27,13 +34,23 @@ pub(super) struct Defined {
     pub(super) warnings: Vec<String>,
 }
 
+/// Whether libvirt runs on this host.
+pub(super) fn is_here() -> bool {
+    SOCKETS.iter().any(|path| Path::new(path).exists())
+}
+
+/// This host's libvirt.
+pub(super) fn connect() -> Result<Connection, Error> {
+    Connection::open(URI)
+}
+
 /// Reads everything; nothing where libvirt does not run.
 pub(super) fn collect() -> Defined {
     let mut defined = Defined::default();
-    if !SOCKETS.iter().any(|path| Path::new(path).exists()) {
+    if !is_here() {
         return defined;
     }
-    let connection = match Connection::open(URI) {
+    let connection = match connect() {
         Ok(connection) => connection,
         Err(error) => {
             let why =
@@ -50,7 +67,40 @@ pub(super) fn collect() -> Defined {
         .domains()
         .map(|domains| domains.iter().map(guest).collect());
     take("domain", found, &mut defined.guests, &mut defined.warnings);
+    for guest in &mut defined.guests {
+        if let Err(why) = add_nvram(guest) {
+            let why = format!("the UEFI variables of {} were not kept: {why}", guest.name);
+            defined.warnings.push(why);
+        }
+    }
     defined
+}
+
+/// Adds a guest's UEFI variables, where it has a file of them.
+fn add_nvram(guest: &mut Object) -> std::io::Result<()> {
+    let Some(path) = plan::nvram_path(&guest.definition) else {
+        return Ok(());
+    };
+    let file = match std::fs::File::open(&path) {
+        Ok(file) => file,
+        // Made at its first start.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other(format!("{path} is no file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_NVRAM_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_NVRAM_BYTES {
+        let why = format!("{path} has more than {MAX_NVRAM_BYTES} bytes");
+        return Err(std::io::Error::other(why));
+    }
+    guest.parts.push(Part {
+        encoding: Some("base64".to_owned()),
+        ..part(NVRAM, &path, BASE64_STANDARD.encode(bytes))
+    });
+    Ok(())
 }
 
 type Found = Result<Vec<Result<Object, Error>>, Error>;
@@ -114,6 +164,12 @@ fn guest(domain: &Domain) -> Result<Object, Error> {
         for (number, xml) in all?.into_iter().enumerate() {
             parts.push(part(kind, &number.to_string(), xml));
         }
+    }
+    if let Some(name) = domain.current_snapshot()? {
+        parts.push(part(CURRENT_SNAPSHOT, &name, String::new()));
+    }
+    if !domain.is_persistent()? {
+        parts.push(part(TRANSIENT, &domain.name(), String::new()));
     }
     Ok(Object {
         by: "libvirt".to_owned(),

@@ -5,8 +5,11 @@
 //!   this node ─► XML ─────────────┐
 //!   database ─► last known XML ───┼─► parts ─► manifest ─► one zip, published as a whole
 //!   database ─► complete copy ────┘
+//!
+//!   one zip ─► plan of this node ─► shown, agreed to ─► steps on its libvirt ─► database
 //! ```
 
+mod apply;
 mod backup;
 pub(crate) mod cli;
 mod libvirt;
@@ -14,6 +17,7 @@ mod node;
 mod restore;
 mod validate;
 
+pub(crate) use apply::restore;
 pub(crate) use backup::{BackupReport, Listed, backup, list};
 pub(crate) use node::{collect, create, join};
 pub(crate) use restore::{RestoreReport, restore_database};

@@ -58,7 +58,7 @@ impl Identity {
         Ok(Identity { id, name })
     }
 
-    fn keep(&self, home: &Home) -> Result<()> {
+    pub(super) fn keep(&self, home: &Home) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
         write_private(&home.dir().join("node.json"), &text)
     }

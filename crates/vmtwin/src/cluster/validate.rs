@@ -1,15 +1,16 @@
 //! A backup against the live cluster: is it whole, is it of this cluster, and what of this node and
 //! of the nodes' table is not as it was. Nothing is changed.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vmtwin_cluster::node::{Hardware, collect_hardware};
+use vmtwin_cluster::node::collect_hardware;
+use vmtwin_cluster::plan::{Plan, compare_hardware};
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
 
+use super::apply::plan_of;
 use super::backup::{own_node, refuse_other_cluster};
 use crate::db::Db;
 use crate::home::Home;
@@ -29,6 +30,10 @@ pub(crate) struct ValidateReport {
     pub(crate) hardware_new: Vec<String>,
     /// Hardware of this node that is there and is another.
     pub(crate) hardware_changed: Vec<String>,
+    /// What a restore of this node would do.
+    pub(crate) plan: Option<Plan>,
+    /// Why that is not known.
+    pub(crate) plan_error: Option<String>,
 }
 
 impl ValidateReport {
@@ -42,6 +47,8 @@ impl ValidateReport {
             &self.hardware_changed,
         ];
         lists.iter().all(|list| list.is_empty())
+            && self.plan_error.is_none()
+            && self.plan.as_ref().is_none_or(Plan::is_same)
     }
 }
 
@@ -84,8 +91,16 @@ pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
             .entry(&EntryPath::Node(own.name.clone()))
             .is_some()
     {
-        let then = read_node(&mut archive, &own.name)?.hardware;
-        compare(&then, &collect_hardware(Path::new("/")), &mut report)?;
+        let then = read_node(&mut archive, &own.name)?;
+        let now = collect_hardware(Path::new("/"));
+        let difference = compare_hardware(&then.hardware, &now);
+        report.hardware_missing = difference.missing;
+        report.hardware_new = difference.new;
+        report.hardware_changed = difference.changed;
+        match plan_of(home, &db, &then) {
+            Ok(plan) => report.plan = Some(plan),
+            Err(error) => report.plan_error = Some(format!("{error:#}")),
+        }
     }
     Ok(report)
 }
@@ -98,41 +113,4 @@ pub(crate) fn read_node(archive: &mut Archive, name: &NodeName) -> Result<NodeDo
         .read_to_string(&mut xml)
         .with_context(|| format!("cannot read the configuration of {name}"))?;
     Ok(NodeDocument::from_xml(&xml)?)
-}
-
-fn compare(then: &Hardware, now: &Hardware, report: &mut ValidateReport) -> Result<()> {
-    let (then, now) = (things(then)?, things(now)?);
-    for (name, value) in &then {
-        match now.get(name) {
-            None => report.hardware_missing.push(name.clone()),
-            Some(other) if other != value => report.hardware_changed.push(name.clone()),
-            Some(_) => {}
-        }
-    }
-    let new = now.keys().filter(|name| !then.contains_key(*name));
-    report.hardware_new = new.cloned().collect();
-    Ok(())
-}
-
-/// Each thing by a name of its own, with what is to be compared of it.
-fn things(hardware: &Hardware) -> Result<BTreeMap<String, serde_json::Value>> {
-    let mut things = BTreeMap::new();
-    let processor = serde_json::to_value(&hardware.processor)?;
-    things.insert("processor".to_owned(), processor);
-    things.insert("memory".to_owned(), hardware.memory.bytes.into());
-    for pci in &hardware.pci {
-        things.insert(format!("pci {}", pci.address), serde_json::to_value(pci)?);
-    }
-    for mdev in &hardware.mdevs {
-        things.insert(format!("mdev {}", mdev.uuid), serde_json::to_value(mdev)?);
-    }
-    for interface in &hardware.interfaces {
-        let mut value = serde_json::to_value(interface)?;
-        // Whether a cable is in is no matter of configuration.
-        if let Some(fields) = value.as_object_mut() {
-            fields.remove("@state");
-        }
-        things.insert(format!("interface {}", interface.name), value);
-    }
-    Ok(things)
 }

@@ -52,7 +52,15 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             node,
             kind,
             detail,
-        } => view(ui, file, node.as_ref(), *kind, *detail).map(|()| 0),
+            mapping,
+        } => {
+            let (manifest, documents) = read_nodes(file, node.as_ref())?;
+            match mapping {
+                true => mapping_view(ui, &documents)?,
+                false => view(ui, &manifest, &documents, *kind, *detail)?,
+            }
+            Ok(0)
+        }
         ClusterCommand::Validate { file } => {
             let report = cluster::validate(home, file)?;
             ui.result(&report, || validate_text(&report))?;
@@ -61,9 +69,14 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
                 false => EXIT_WARNINGS,
             })
         }
-        ClusterCommand::Restore { file, force, .. } => {
-            let report = cluster::restore_database(home, file, *force)?;
+        ClusterCommand::Restore(args) if args.only_database => {
+            let report = cluster::restore_database(home, &args.file, args.force)?;
             ui.result(&report, || restore_text(&report)).map(|()| 0)
+        }
+        ClusterCommand::Restore(args) => {
+            let report = cluster::restore(home, ui, args)?;
+            ui.result(&report, || report.text())?;
+            Ok(report.exit_code())
         }
     }
 }
@@ -192,8 +205,13 @@ fn validate_text(report: &ValidateReport) -> String {
     ] {
         lines.extend(list.iter().map(|name| format!("{name}: {what}")));
     }
+    match (&report.plan, &report.plan_error) {
+        (Some(plan), _) => lines.push(format!("a restore of this node would do this:\n{plan}")),
+        (None, Some(why)) => lines.push(format!("this node was not compared: {why}")),
+        (None, None) => {}
+    }
     if report.is_same() {
-        lines.push("nodes, and this host's hardware, are as they were".to_owned());
+        lines.push("nodes, and this node's configuration, are as they were".to_owned());
     }
     lines.join("\n")
 }
@@ -214,13 +232,8 @@ fn restore_text(report: &RestoreReport) -> String {
     lines.join("\n")
 }
 
-fn view(
-    ui: &Ui,
-    file: &Path,
-    node: Option<&NodeName>,
-    kind: Option<DeviceType>,
-    detail: bool,
-) -> Result<()> {
+/// What a backup says of itself, and the nodes of it that it holds: all, or one.
+fn read_nodes(file: &Path, node: Option<&NodeName>) -> Result<(Manifest, Vec<NodeDocument>)> {
     let mut archive = Archive::open(file)?;
     let manifest = archive.manifest().clone();
     if let Some(name) = node
@@ -235,14 +248,43 @@ fn view(
             documents.push(cluster::read_node(&mut archive, &one.name)?);
         }
     }
+    Ok((manifest, documents))
+}
+
+fn mapping_view(ui: &Ui, documents: &[NodeDocument]) -> Result<()> {
+    let nodes = documents.iter().map(|document| {
+        let chains = vmtwin_cluster::chains(document);
+        json!({"node": document.name, "chains": chains})
+    });
+    let nodes: Vec<Value> = nodes.collect();
+    ui.result(&nodes, || {
+        let mut lines = Vec::new();
+        for document in documents {
+            lines.push(format!("node {}", document.name));
+            lines.extend(vmtwin_cluster::chains(document).iter().map(|chain| {
+                let (guest, device) = (&chain.guest, &chain.device);
+                format!("  {guest} {device} -> {}", chain.links.join(" -> "))
+            }));
+        }
+        lines.join("\n")
+    })
+}
+
+fn view(
+    ui: &Ui,
+    manifest: &Manifest,
+    documents: &[NodeDocument],
+    kind: Option<DeviceType>,
+    detail: bool,
+) -> Result<()> {
     let shown: Vec<Value> = documents
         .iter()
         .map(|document| document_json(document, kind))
         .collect::<Result<_>>()?;
     let result = json!({"manifest": manifest, "nodes": shown});
     ui.result(&result, || {
-        let mut lines = manifest_lines(&manifest);
-        for document in &documents {
+        let mut lines = manifest_lines(manifest);
+        for document in documents {
             lines.push(String::new());
             lines.extend(document_lines(document, kind, detail));
         }
