@@ -3,17 +3,22 @@
 //!
 //! ```text
 //!   this node ─► XML ─────────────┐
+//!   other nodes' agents ─► XML ───┤
 //!   database ─► last known XML ───┼─► parts ─► manifest ─► one zip, published as a whole
 //!   database ─► complete copy ────┘
 //! ```
 
+pub(crate) mod agent;
+mod ask;
 mod backup;
 pub(crate) mod cli;
 mod libvirt;
+pub(crate) mod membership;
 mod node;
 mod restore;
 mod validate;
 
+pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
 pub(crate) use node::{collect, create, join};
 pub(crate) use restore::{RestoreReport, restore_database};
