@@ -91,6 +91,14 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
     },
+    /// This node was removed from the cluster.
+    #[error("this node was removed from the cluster; run `vmtwin cluster join TOKEN` on it")]
+    NodeRemoved,
+    /// The token does not let in.
+    #[error(
+        "the token was used, has expired or was never made; run `vmtwin cluster token` for another"
+    )]
+    Token,
     /// No node of this id.
     #[error("the cluster has no node {node}; run `vmtwin cluster join` on it")]
     NoNode {

@@ -10,6 +10,7 @@
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
 //! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
+//! | `join_token`, `node_certificate` | `membership.rs` | who may speak as a node |
 //! | `setting` | `setting.rs` | texts by key |
 //! | (all) | `dump/` | complete copies, the same from both databases |
 //!
@@ -26,6 +27,7 @@ mod dump;
 mod error;
 mod id;
 mod job;
+mod membership;
 mod node;
 mod open;
 mod pause;
@@ -48,7 +50,8 @@ pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
 pub use id::{JobId, NodeId, ScheduleId, StepId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
-pub use node::{Cluster, Node};
+pub use membership::CertificateState;
+pub use node::{Cluster, NewNode, Node};
 pub use open::Catalog;
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};

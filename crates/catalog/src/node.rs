@@ -5,10 +5,11 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::NodeId;
+use crate::membership;
 use crate::open::Catalog;
 use crate::row::Fields;
 use crate::setting;
-use crate::sql::{Row, query};
+use crate::sql::{Row, Session, query};
 use crate::timestamp;
 
 /// Settings that hold the cluster.
@@ -35,6 +36,9 @@ pub struct Node {
     pub host: String,
     /// The version of the program that it ran last.
     pub version: String,
+    /// Where its agent answers, `HOST:PORT`, if it ever had one.
+    #[serde(default)]
+    pub address: Option<String>,
     /// When it joined.
     #[serde(with = "time::serde::rfc3339")]
     pub joined_at: OffsetDateTime,
@@ -44,6 +48,21 @@ pub struct Node {
     /// Of when its last known configuration is.
     #[serde(with = "time::serde::rfc3339::option")]
     pub configuration_at: Option<OffsetDateTime>,
+}
+
+/// A node that is to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The name of its host.
+    pub host: String,
+    /// The version of the program that it runs.
+    pub version: String,
+    /// Where its agent answers, `HOST:PORT`; `None` leaves it as it is.
+    pub address: Option<String>,
 }
 
 impl Catalog {
@@ -78,49 +97,36 @@ impl Catalog {
         self.cluster().await?.ok_or(Error::NoCluster)
     }
 
-    /// Adds a node, or notes that it is there under this name, host and version.
-    /// [`Error::NodeExists`] if another node has the name.
-    pub async fn join_node(
-        &self,
-        id: &NodeId,
-        name: &str,
-        host: &str,
-        version: &str,
-    ) -> Result<()> {
+    /// Adds a node, or notes that it is there under this name, host, version and address.
+    /// [`Error::NodeExists`] if another node has the name, [`Error::NodeRemoved`] if this one was
+    /// removed.
+    pub async fn join_node(&self, node: &NewNode) -> Result<()> {
         let mut write = self.write().await?;
-        if setting::get(&mut write, CLUSTER_ID).await?.is_none() {
-            return Err(Error::NoCluster);
+        if membership::was_removed(&mut write, &node.id).await? {
+            return Err(Error::NodeRemoved);
         }
-        let now = timestamp::to_text(timestamp::now());
-        let joined = query(
-            "INSERT INTO node (id, name, host, version, joined_at, seen_at) \
-             VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (id) DO UPDATE SET \
-             name = excluded.name, host = excluded.host, version = excluded.version, \
-             seen_at = excluded.seen_at",
-        )
-        .bind(id.as_str())
-        .bind(name)
-        .bind(host)
-        .bind(version)
-        .bind(now)
-        .execute(&mut write)
-        .await;
-        match joined {
-            Ok(_) => self.commit(write).await,
-            Err(error)
-                if error
-                    .as_database_error()
-                    .is_some_and(|e| e.is_unique_violation()) =>
-            {
-                Err(Error::NodeExists {
-                    name: name.to_owned(),
-                })
-            }
-            Err(error) => Err(database("add a node")(error)),
-        }
+        put(&mut write, node).await?;
+        self.commit(write).await
     }
 
-    /// Removes a node and its last known configuration. It is no error if it is not there.
+    /// Notes that a node's agent is there, at this address. False if it is no node any more.
+    pub async fn see_node(&self, id: &NodeId, address: &str, version: &str) -> Result<bool> {
+        let mut write = self.write().await?;
+        let touched =
+            query("UPDATE node SET seen_at = $2, address = $3, version = $4 WHERE id = $1")
+                .bind(id.as_str())
+                .bind(timestamp::to_text(timestamp::now()))
+                .bind(address)
+                .bind(version)
+                .execute(&mut write)
+                .await
+                .map_err(database("note that a node is there"))?;
+        self.commit(write).await?;
+        Ok(touched.rows_affected() == 1)
+    }
+
+    /// Removes a node and its last known configuration, and takes its certificates back. It is no
+    /// error if it is not there.
     pub async fn remove_node(&self, id: &NodeId) -> Result<()> {
         let mut write = self.write().await?;
         query("DELETE FROM node WHERE id = $1")
@@ -128,6 +134,7 @@ impl Catalog {
             .execute(&mut write)
             .await
             .map_err(database("remove a node"))?;
+        membership::revoke(&mut write, id).await?;
         self.commit(write).await
     }
 
@@ -135,10 +142,12 @@ impl Catalog {
     pub async fn nodes(&self) -> Result<Vec<Node>> {
         let mut read = self.read().await?;
         let rows =
-            query("SELECT id, name, host, version, joined_at, seen_at, configuration_at FROM node")
-                .fetch_all(&mut read)
-                .await
-                .map_err(database("list nodes"))?;
+            query(
+                "SELECT id, name, host, version, address, joined_at, seen_at, configuration_at FROM node",
+            )
+            .fetch_all(&mut read)
+            .await
+            .map_err(database("list nodes"))?;
         let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(nodes)
@@ -185,6 +194,40 @@ impl Catalog {
     }
 }
 
+/// Adds a node, or changes what is noted of it.
+pub(crate) async fn put(write: &mut Session, node: &NewNode) -> Result<()> {
+    if setting::get(write, CLUSTER_ID).await?.is_none() {
+        return Err(Error::NoCluster);
+    }
+    let joined = query(
+        "INSERT INTO node (id, name, host, version, address, joined_at, seen_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (id) DO UPDATE SET \
+         name = excluded.name, host = excluded.host, version = excluded.version, \
+         address = COALESCE(excluded.address, node.address), seen_at = excluded.seen_at",
+    )
+    .bind(node.id.as_str())
+    .bind(&node.name)
+    .bind(&node.host)
+    .bind(&node.version)
+    .bind(node.address.clone())
+    .bind(timestamp::to_text(timestamp::now()))
+    .execute(write)
+    .await;
+    match joined {
+        Ok(_) => Ok(()),
+        Err(error)
+            if error
+                .as_database_error()
+                .is_some_and(|e| e.is_unique_violation()) =>
+        {
+            Err(Error::NodeExists {
+                name: node.name.clone(),
+            })
+        }
+        Err(error) => Err(database("add a node")(error)),
+    }
+}
+
 fn from_row(row: &Row) -> Result<Node> {
     let fields = Fields::new("node", row);
     Ok(Node {
@@ -192,6 +235,7 @@ fn from_row(row: &Row) -> Result<Node> {
         name: fields.text("name")?,
         host: fields.text("host")?,
         version: fields.text("version")?,
+        address: fields.optional_text("address")?,
         joined_at: fields.time("joined_at")?,
         seen_at: fields.time("seen_at")?,
         configuration_at: fields.optional_time("configuration_at")?,

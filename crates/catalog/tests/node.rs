@@ -9,25 +9,45 @@ mod common;
 
 use common::fresh;
 use time::macros::datetime;
-use vmtwin_catalog::{Error, NodeId};
+use time::{Duration, OffsetDateTime};
+use vmtwin_catalog::{CertificateState, Error, NewNode, NodeId};
+
+fn node(id: &NodeId, name: &str, host: &str, version: &str) -> NewNode {
+    NewNode {
+        id: id.clone(),
+        name: name.to_owned(),
+        host: host.to_owned(),
+        version: version.to_owned(),
+        address: None,
+    }
+}
 
 #[tokio::test]
 async fn nodes_join_a_cluster_once_and_keep_their_last_configuration() {
     let fresh = fresh().await;
     let catalog = &fresh.catalog;
     let (one, two) = (NodeId::random().unwrap(), NodeId::random().unwrap());
-    let early = catalog.join_node(&one, "node1", "h1", "0.1.0").await;
+    let early = catalog.join_node(&node(&one, "node1", "h1", "0.1.0")).await;
     assert!(matches!(early, Err(Error::NoCluster)), "{early:?}");
     let cluster = catalog.create_cluster("lab").await.unwrap();
     assert_eq!(catalog.create_cluster("lab").await.unwrap(), cluster);
     let other = catalog.create_cluster("other").await;
     assert!(matches!(other, Err(Error::OtherCluster { name }) if name == "lab"));
 
-    catalog.join_node(&two, "b", "h2", "0.1.0").await.unwrap();
-    catalog.join_node(&one, "A", "h1", "0.1.0").await.unwrap();
-    let taken = catalog.join_node(&one, "b", "h1", "0.1.0").await;
+    catalog
+        .join_node(&node(&two, "b", "h2", "0.1.0"))
+        .await
+        .unwrap();
+    catalog
+        .join_node(&node(&one, "A", "h1", "0.1.0"))
+        .await
+        .unwrap();
+    let taken = catalog.join_node(&node(&one, "b", "h1", "0.1.0")).await;
     assert!(matches!(taken, Err(Error::NodeExists { .. })), "{taken:?}");
-    catalog.join_node(&one, "A", "h9", "0.2.0").await.unwrap();
+    catalog
+        .join_node(&node(&one, "A", "h9", "0.2.0"))
+        .await
+        .unwrap();
     let nodes = catalog.nodes().await.unwrap();
     let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["A", "b"]);
@@ -47,5 +67,66 @@ async fn nodes_join_a_cluster_once_and_keep_their_last_configuration() {
     let gone = catalog.keep_configuration(&one, "<x/>", at).await;
     assert!(matches!(gone, Err(Error::NoNode { .. })), "{gone:?}");
     assert_eq!(catalog.nodes().await.unwrap().len(), 1);
+    catalog.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    assert_eq!(catalog.keep_authority("one").await.unwrap(), "one");
+    assert_eq!(catalog.keep_authority("two").await.unwrap(), "one");
+    let now = OffsetDateTime::now_utc();
+    let (soon, past) = (now + Duration::hours(1), now - Duration::hours(1));
+    let (one, two) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    let (first, second) = (node(&one, "a", "h", "1"), node(&two, "b", "h", "1"));
+
+    catalog.add_token("old", past).await.unwrap();
+    catalog.add_token("new", soon).await.unwrap();
+    for hash in ["old", "never"] {
+        let refused = catalog.use_token(hash, "k1", &first, ("c0", soon)).await;
+        assert!(matches!(refused, Err(Error::Token)), "{refused:?}");
+    }
+    assert_eq!(catalog.nodes().await.unwrap().len(), 0);
+    let used = catalog.use_token("new", "k1", &first, ("c1", soon)).await;
+    used.unwrap();
+    let again = catalog.use_token("new", "k1", &first, ("c2", soon)).await;
+    again.unwrap();
+    let other = catalog.use_token("new", "k2", &second, ("c3", soon)).await;
+    assert!(matches!(other, Err(Error::Token)), "{other:?}");
+    // Nor may another token take the place of a node that is there.
+    catalog.add_token("next", soon).await.unwrap();
+    let stolen = catalog.use_token("next", "k2", &first, ("c4", soon)).await;
+    assert!(
+        matches!(stolen, Err(Error::NodeExists { .. })),
+        "{stolen:?}"
+    );
+    catalog.add_certificate(&one, ("c5", past)).await.unwrap();
+    for (certificate, state) in [
+        ("c1", CertificateState::Valid(one.clone())),
+        ("c2", CertificateState::Valid(one.clone())),
+        ("c3", CertificateState::Unknown),
+        ("c5", CertificateState::Revoked),
+    ] {
+        assert_eq!(catalog.certificate(certificate).await.unwrap(), state);
+    }
+    assert!(catalog.see_node(&one, "h:1", "2").await.unwrap());
+    let seen = catalog.nodes().await.unwrap();
+    assert_eq!(seen[0].address.as_deref(), Some("h:1"));
+
+    catalog.remove_node(&one).await.unwrap();
+    for certificate in ["c1", "c2"] {
+        let state = catalog.certificate(certificate).await.unwrap();
+        assert_eq!(state, CertificateState::Revoked);
+    }
+    assert!(!catalog.see_node(&one, "h:1", "2").await.unwrap());
+    let back = catalog.join_node(&first).await;
+    assert!(matches!(back, Err(Error::NodeRemoved)), "{back:?}");
+    let back = catalog.use_token("next", "k3", &first, ("c6", soon)).await;
+    back.unwrap();
+    catalog.join_node(&first).await.unwrap();
+    let state = catalog.certificate("c1").await.unwrap();
+    assert_eq!(state, CertificateState::Revoked);
     catalog.check().await.unwrap();
 }

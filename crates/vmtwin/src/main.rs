@@ -119,6 +119,7 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Export(args) => command::export::run(&home, &ui, &cancel, args),
         Command::Catalog(args) => command::catalog::run(&home, &ui, args).map(|()| 0),
         Command::Cluster(args) => command::cluster::run(&home, &ui, args),
+        Command::Serve(args) => cluster::agent::serve(&home, &ui, &cancel, args).map(|()| 0),
         Command::Vm(_)
         | Command::Backup(_)
         | Command::Settle(_)

@@ -1,6 +1,8 @@
 //! The backup of a cluster's configuration, and the list of backups.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -10,9 +12,11 @@ use vmtwin_catalog::Cluster;
 use vmtwin_cluster::manifest::{self, Database, FORMAT, Manifest, Node, NodeState};
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName, Parts};
 
+use super::ask;
 use super::cli::ClusterBackupArgs;
 use super::node::{Identity, collect};
 use crate::db::Db;
+use crate::failpoint::pass;
 use crate::home::Home;
 use crate::ui::Ui;
 
@@ -24,10 +28,20 @@ pub(crate) struct BackupReport {
     pub(crate) bytes: u64,
     pub(crate) cluster: manifest::Cluster,
     pub(crate) nodes: Vec<Node>,
+    /// Agents that were asked, in the order of their answers.
+    pub(crate) asked: Vec<Asked>,
     pub(crate) database: Option<Database>,
     /// Older backups that were removed.
     pub(crate) removed: Vec<PathBuf>,
     pub(crate) warnings: Vec<String>,
+}
+
+/// An agent that was asked.
+#[derive(Debug, Serialize)]
+pub(crate) struct Asked {
+    pub(crate) node: NodeName,
+    pub(crate) seconds: f64,
+    pub(crate) tries: u32,
 }
 
 /// A backup in a folder.
@@ -44,7 +58,7 @@ pub(crate) struct Listed {
     pub(crate) collected: usize,
 }
 
-/// Backs up this node, what is known of the others, and the database.
+/// Backs up this node, the others as they are or were last known, and the database.
 pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<BackupReport> {
     let db = Db::open(home)?;
     let cluster = db
@@ -57,13 +71,27 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     };
     let mut parts = Parts::new(&home.run_dir()?)?;
     let (document, mut warnings) = collect(home, &db)?;
-    let nodes = add_nodes(&db, &mut parts, &document, ui)?;
+    let (nodes, asked) = Collecting {
+        home,
+        db: &db,
+        parts: &mut parts,
+        ui,
+        warnings: &mut warnings,
+    }
+    .run(&document, Duration::from_secs(args.node_timeout))?;
+    pass("cluster-collected")?;
     let absent = nodes
         .iter()
         .filter(|node| node.state != NodeState::Collected);
-    warnings.extend(absent.map(|node| match node.as_of {
-        Some(as_of) => format!("{}: its last known configuration is of {as_of}", node.name),
-        None => format!("{}: no configuration is known", node.name),
+    warnings.extend(absent.map(|node| {
+        let why = node.error.as_deref().unwrap_or("not asked");
+        match node.as_of {
+            Some(as_of) => format!(
+                "{}: {why}; its last known configuration is of {as_of}",
+                node.name
+            ),
+            None => format!("{}: {why}; no configuration is known", node.name),
+        }
     }));
     if args.require_all && nodes.iter().any(|node| node.state != NodeState::Collected) {
         bail!(
@@ -72,6 +100,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         );
     }
     let database = add_database(&db, &mut parts)?;
+    pass("cluster-dumped")?;
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         version: manifest::VERSION,
@@ -90,6 +119,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let file = folder.join(file_name(&cluster, time)?);
     let manifest = parts.publish(manifest, &file)?;
+    pass("cluster-published")?;
     // What was published is read back before older backups go.
     Archive::open(&file)?.verify()?;
     let removed = match args.keep {
@@ -101,6 +131,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         file,
         cluster: manifest.cluster,
         nodes: manifest.nodes,
+        asked,
         database: manifest.database,
         removed,
         warnings,
@@ -119,35 +150,100 @@ fn file_name(cluster: &Cluster, time: OffsetDateTime) -> Result<String> {
     Ok(format!("{name}-{}.zip", time.format(&format)?))
 }
 
-/// Puts this node and the last known configuration of the others into the archive.
-fn add_nodes(db: &Db, parts: &mut Parts, own: &NodeDocument, ui: &Ui) -> Result<Vec<Node>> {
-    let mut nodes = Vec::new();
-    for row in db.run(async |catalog| catalog.nodes().await)? {
-        let name: NodeName = row.name.parse()?;
-        let is_own = row.id.to_string() == own.id;
-        let mut node = Node {
-            name: name.clone(),
-            id: row.id.to_string(),
-            state: NodeState::Collected,
-            as_of: Some(own.taken_at),
-            error: None,
-        };
-        let xml = match is_own {
-            true => Some(own.to_xml()?),
-            false => {
-                node.state = NodeState::LastKnown;
-                node.error = Some("not asked: it has no agent yet".to_owned());
-                last_known(db, &row.id, &mut node)?
+/// Nodes on their way into the archive.
+struct Collecting<'a> {
+    home: &'a Home,
+    db: &'a Db,
+    parts: &'a mut Parts,
+    ui: &'a Ui,
+    warnings: &'a mut Vec<String>,
+}
+
+impl Collecting<'_> {
+    /// Puts this node, those whose agents answer, and the last known configuration of the others
+    /// into the archive.
+    fn run(mut self, own: &NodeDocument, limit: Duration) -> Result<(Vec<Node>, Vec<Asked>)> {
+        let rows = self.db.run(async |catalog| catalog.nodes().await)?;
+        let client = ask::client(self.home)?;
+        let (mut nodes, mut asked, mut to_ask) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            if row.id.as_str() == own.id {
+                let xml = own.to_xml()?;
+                let node = collected(&row, own.taken_at)?;
+                nodes.push(self.add(node, &mut xml.as_bytes())?);
+            } else if client.is_some() && row.address.is_some() {
+                to_ask.push(row);
+            } else {
+                let why = match row.address {
+                    Some(_) => {
+                        "not asked: this node has no certificate (vmtwin cluster join TOKEN)"
+                    }
+                    None => "not asked: it has no agent (vmtwin serve)",
+                };
+                nodes.push(self.add_last_known(&row, why.to_owned())?);
             }
-        };
-        match xml {
-            Some(xml) => parts.add(EntryPath::Node(name), &mut xml.as_bytes())?,
-            None => (node.state, node.as_of) = (NodeState::Missing, None),
         }
-        ui.note(&format!("{}: {:?}", node.name, node.state).to_lowercase());
-        nodes.push(node);
+        if let Some(client) = client {
+            pass("cluster-asked")?;
+            let (scratch, cancel) = (self.home.run_dir()?, self.home.cancel());
+            ask::configurations(&client, &to_ask, limit, &scratch, &cancel, |reply| {
+                let row = &to_ask[reply.index];
+                asked.push(Asked {
+                    node: row.name.parse()?,
+                    seconds: reply.seconds,
+                    tries: reply.tries,
+                });
+                let node = match reply.given {
+                    Ok(given) => self.add_given(row, given)?,
+                    Err(error) => self.add_last_known(row, format!("{error:#}"))?,
+                };
+                nodes.push(node);
+                Ok(())
+            })?;
+        }
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok((nodes, asked))
     }
-    Ok(nodes)
+
+    fn add(&mut self, node: Node, xml: &mut dyn Read) -> Result<Node> {
+        self.parts.add(EntryPath::Node(node.name.clone()), xml)?;
+        self.ui
+            .note(&format!("{}: {:?}", node.name, node.state).to_lowercase());
+        Ok(node)
+    }
+
+    fn add_given(&mut self, row: &vmtwin_catalog::Node, mut given: ask::Given) -> Result<Node> {
+        let node = self.add(collected(row, given.taken_at)?, &mut given.file)?;
+        let told = given.warnings.map(|told| format!("{}: {told}", node.name));
+        self.warnings.extend(told);
+        Ok(node)
+    }
+
+    fn add_last_known(&mut self, row: &vmtwin_catalog::Node, why: String) -> Result<Node> {
+        let mut node = Node {
+            state: NodeState::LastKnown,
+            error: Some(why),
+            ..collected(row, OffsetDateTime::UNIX_EPOCH)?
+        };
+        match last_known(self.db, &row.id, &mut node)? {
+            Some(xml) => self.add(node, &mut xml.as_bytes()),
+            None => {
+                (node.state, node.as_of) = (NodeState::Missing, None);
+                self.ui.note(&format!("{}: missing", node.name));
+                Ok(node)
+            }
+        }
+    }
+}
+
+fn collected(row: &vmtwin_catalog::Node, taken_at: OffsetDateTime) -> Result<Node> {
+    Ok(Node {
+        name: row.name.parse()?,
+        id: row.id.to_string(),
+        state: NodeState::Collected,
+        as_of: Some(taken_at),
+        error: None,
+    })
 }
 
 /// The last configuration that a node gave, if it can be read.

@@ -103,6 +103,15 @@ fn add_nvram(guest: &mut Object) -> std::io::Result<()> {
     Ok(())
 }
 
+/// How many guests are defined; nothing where libvirt does not run, or does not answer.
+pub(super) fn count_guests() -> Option<usize> {
+    if !SOCKETS.iter().any(|path| Path::new(path).exists()) {
+        return None;
+    }
+    let connection = Connection::open(URI).ok()?;
+    connection.domains().ok().map(|domains| domains.len())
+}
+
 type Found = Result<Vec<Result<Object, Error>>, Error>;
 
 /// Keeps what was read, in the order of names; tells what was not.

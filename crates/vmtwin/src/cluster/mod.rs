@@ -3,21 +3,26 @@
 //!
 //! ```text
 //!   this node ─► XML ─────────────┐
+//!   other nodes' agents ─► XML ───┤
 //!   database ─► last known XML ───┼─► parts ─► manifest ─► one zip, published as a whole
 //!   database ─► complete copy ────┘
 //!
 //!   one zip ─► plan of this node ─► shown, agreed to ─► steps on its libvirt ─► database
 //! ```
 
+pub(crate) mod agent;
 mod apply;
+mod ask;
 mod backup;
 pub(crate) mod cli;
 mod libvirt;
+pub(crate) mod membership;
 mod node;
 mod restore;
 mod validate;
 
 pub(crate) use apply::restore;
+pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
 pub(crate) use node::{collect, create, join};
 pub(crate) use restore::{RestoreReport, restore_database};

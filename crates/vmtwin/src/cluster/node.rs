@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use vmtwin_catalog::{Cluster, NodeId};
+use vmtwin_catalog::{Cluster, NewNode, NodeId};
 use vmtwin_cluster::node::{Objects, Setting, VERSION, collect_hardware};
 use vmtwin_cluster::{NodeDocument, NodeName};
 
-use super::libvirt;
+use super::{libvirt, membership};
 use crate::db::Db;
 use crate::home::{Home, write_private};
 
@@ -40,12 +40,12 @@ impl Identity {
     pub(crate) fn required(home: &Home) -> Result<Identity> {
         Self::of(home)?.context(
             "this host is no node of a cluster; run: vmtwin cluster create NAME, or vmtwin \
-             cluster join --database URL",
+             cluster join TOKEN",
         )
     }
 
     /// The identity of this host, made where it has none; `name` gives it another name.
-    fn kept(home: &Home, name: Option<&NodeName>) -> Result<Identity> {
+    pub(super) fn kept(home: &Home, name: Option<&NodeName>) -> Result<Identity> {
         let before = Self::of(home)?;
         let name = match (name, &before) {
             (Some(name), _) => name.clone(),
@@ -64,7 +64,7 @@ impl Identity {
     }
 }
 
-fn host_name() -> Result<String> {
+pub(super) fn host_name() -> Result<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .context("cannot read the host's name")?;
     Ok(name.trim().to_owned())
@@ -75,6 +75,7 @@ pub(crate) fn create(home: &Home, name: &str, node: Option<&NodeName>) -> Result
     let db = Db::open(home)?;
     let cluster = db.run(async |catalog| catalog.create_cluster(name).await)?;
     register(home, &db, node)?;
+    membership::found(home, &db, &cluster)?;
     Ok(cluster)
 }
 
@@ -94,29 +95,39 @@ pub(crate) fn join(
                 db.place()
             )
         })?;
-    let in_use = home.catalog().exists() && Identity::of(home)?.is_none();
-    if in_use && !force {
-        let own = Db::open_file(home)?;
-        let left = own.run(async |catalog| catalog.vms().await)?.len();
-        if left > 0 {
-            bail!(
-                "the catalog of this host holds {left} guests, which would be left behind in {}; \
-                 give --force to join without them, and add them again afterwards",
-                own.place()
-            );
-        }
-    }
+    refuse_to_leave_guests(home, force)?;
     register(home, &db, node)?;
     home.keep_database(Some(url))?;
     Ok(cluster)
 }
 
+/// Fails if the catalog of this host holds guests, which a cluster's would not.
+pub(super) fn refuse_to_leave_guests(home: &Home, force: bool) -> Result<()> {
+    if force || !home.catalog().exists() || Identity::of(home)?.is_some() {
+        return Ok(());
+    }
+    let own = Db::open_file(home)?;
+    let left = own.run(async |catalog| catalog.vms().await)?.len();
+    if left > 0 {
+        bail!(
+            "the catalog of this host holds {left} guests, which would be left behind in {}; \
+             give --force to join without them, and add them again afterwards",
+            own.place()
+        );
+    }
+    Ok(())
+}
+
 fn register(home: &Home, db: &Db, node: Option<&NodeName>) -> Result<()> {
     let identity = Identity::kept(home, node)?;
-    let (id, name) = (&identity.id, identity.name.as_str());
-    let host = host_name()?;
-    let version = env!("CARGO_PKG_VERSION");
-    db.run(async |catalog| catalog.join_node(id, name, &host, version).await)?;
+    let row = NewNode {
+        id: identity.id.clone(),
+        name: identity.name.as_str().to_owned(),
+        host: host_name()?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        address: None,
+    };
+    db.run(async |catalog| catalog.join_node(&row).await)?;
     identity.keep(home)
 }
 

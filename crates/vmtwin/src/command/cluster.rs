@@ -8,26 +8,32 @@ use time::OffsetDateTime;
 use vmtwin_cluster::manifest::{Manifest, NodeState};
 use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Objects};
 use vmtwin_cluster::{Archive, EntryPath, NodeName};
+use vmtwin_server::JoinToken;
+use zeroize::Zeroizing;
 
 use super::catalog::move_to;
 use crate::EXIT_WARNINGS;
-use crate::cluster::cli::{ClusterCommand, DeviceType};
-use crate::cluster::{self, BackupReport, Listed, RestoreReport, ValidateReport};
+use crate::cluster::cli::{ClusterCommand, ClusterJoinArgs, DeviceType, NodeCommand};
+use crate::cluster::{self, BackupReport, Listed, NodeLine, RestoreReport, ValidateReport};
 use crate::db::Db;
 use crate::home::Home;
-use crate::ui::Ui;
+use crate::ui::{Ui, table};
 
 pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32> {
     match command {
         ClusterCommand::Create { name, node } => create(home, ui, name, node.as_ref()).map(|()| 0),
-        ClusterCommand::Join { node, force } => {
-            let url = home.database()?;
-            let url = url.context("whose cluster? Give its database: --database URL")?;
-            let cluster = cluster::join(home, &url, node.as_ref(), *force)?;
-            ui.result(&cluster, || {
-                format!("this host is a node of the cluster {}", cluster.name)
-            })?;
+        ClusterCommand::Join(args) => join(home, ui, args).map(|()| 0),
+        ClusterCommand::Token(args) => {
+            let shown = cluster::membership::token(home, args)?;
+            ui.result(&shown, || shown.token.to_string())?;
+            ui.note("next, on the new host: vmtwin cluster join TOKEN, then: vmtwin serve");
             Ok(0)
+        }
+        ClusterCommand::Node(NodeCommand::Remove { name }) => {
+            let id = cluster::membership::remove(home, name)?;
+            let report = json!({"removed": name, "id": id});
+            ui.result(&report, || format!("{name}: removed"))
+                .map(|()| 0)
         }
         ClusterCommand::Nodes => nodes(home, ui).map(|()| 0),
         ClusterCommand::Collect => collect(home, ui),
@@ -97,10 +103,46 @@ fn create(home: &Home, ui: &Ui, name: &str, node: Option<&NodeName>) -> Result<(
     let cluster = cluster::create(home, name, node)?;
     ui.result(&cluster, || {
         format!(
-            "cluster {} ({})\nnext, on every other host: vmtwin cluster join --database URL",
+            "cluster {} ({})\nnext, here: vmtwin serve, and for every other host: vmtwin cluster token",
             cluster.name, cluster.id
         )
     })
+}
+
+fn join(home: &Home, ui: &Ui, args: &ClusterJoinArgs) -> Result<()> {
+    let joined = match &args.token {
+        Some(text) => {
+            let token = JoinToken::parse(&token_text(text)?)?;
+            cluster::membership::join(home, &token, args)?
+        }
+        None => {
+            let url = home.database()?;
+            let url =
+                url.context("which cluster? Give a token, or its database: --database URL")?;
+            cluster::join(home, &url, args.node.as_ref(), args.force)?
+        }
+    };
+    ui.result(&joined, || {
+        let next = match args.token {
+            Some(_) => "\nnext: vmtwin serve",
+            None => "",
+        };
+        format!("this host is a node of the cluster {}{next}", joined.name)
+    })
+}
+
+/// The token, or the first line of stdin for `-`.
+fn token_text(given: &str) -> Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    match given {
+        "-" => {
+            let stdin = std::io::stdin().lock();
+            std::io::BufRead::read_line(&mut std::io::Read::take(stdin, 8192), &mut text)
+                .context("cannot read the token from stdin")?;
+        }
+        given => text.push_str(given),
+    }
+    Ok(text)
 }
 
 fn nodes(home: &Home, ui: &Ui) -> Result<()> {
@@ -108,24 +150,38 @@ fn nodes(home: &Home, ui: &Ui) -> Result<()> {
     if db.run(async |catalog| catalog.cluster().await)?.is_none() {
         return Err(vmtwin_catalog::Error::NoCluster.into());
     }
-    let nodes = db.run(async |catalog| catalog.nodes().await)?;
+    let nodes = cluster::nodes(home, &db)?;
     ui.result(&nodes, || {
-        let mut lines = vec![format!(
-            "{:20} {:20} {:8} {:20} CONFIGURATION (UTC)",
-            "NODE", "HOST", "VERSION", "LAST SEEN (UTC)"
-        )];
-        lines.extend(nodes.iter().map(|node| {
-            format!(
-                "{:20} {:20} {:8} {:20} {}",
-                node.name,
-                node.host,
-                node.version,
-                at(node.seen_at),
-                node.configuration_at.map_or("never".to_owned(), at)
-            )
-        }));
-        lines.join("\n")
+        let head = [
+            "NODE",
+            "UP",
+            "VERSION",
+            "GUESTS",
+            "ADDRESS",
+            "LAST SEEN (UTC)",
+            "CONFIGURATION (UTC)",
+        ];
+        table(&head, &nodes.iter().map(node_row).collect::<Vec<_>>())
     })
+}
+
+fn node_row(line: &NodeLine) -> Vec<String> {
+    let node = &line.node;
+    let up = match line.up {
+        Some(true) => "yes",
+        Some(false) => "NO",
+        None => "-",
+    };
+    vec![
+        node.name.clone(),
+        up.to_owned(),
+        node.version.clone(),
+        line.guests
+            .map_or("-".to_owned(), |guests| guests.to_string()),
+        node.address.clone().unwrap_or_else(|| "-".to_owned()),
+        at(node.seen_at),
+        node.configuration_at.map_or("never".to_owned(), at),
+    ]
 }
 
 fn collect(home: &Home, ui: &Ui) -> Result<i32> {

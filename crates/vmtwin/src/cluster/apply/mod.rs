@@ -32,6 +32,9 @@ use crate::db::Db;
 use crate::home::{Home, write_private};
 use crate::ui::Ui;
 
+/// How long another node may take to give its part of the backup made before a restore, seconds.
+const SAFETY_NODE_TIMEOUT_S: u64 = 30;
+
 /// Restores this node, and then the database. May be repeated.
 pub(crate) fn restore(
     home: &Home,
@@ -178,6 +181,7 @@ fn keep_what_is_there(home: &Home, ui: &Ui, db: &Db, live: &NodeDocument) -> Res
         let args = ClusterBackupArgs {
             output: Some(folder),
             require_all: false,
+            node_timeout: SAFETY_NODE_TIMEOUT_S,
             keep: None,
         };
         let report = backup(home, ui, &args).context("cannot back up what is there now")?;

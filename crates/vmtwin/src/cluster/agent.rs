@@ -1,0 +1,343 @@
+//! The agent of a node: what `vmtwin serve` answers other nodes.
+//!
+//! | request | who may | answer |
+//! |---|---|---|
+//! | `GET /healthz`, `GET /readyz` | anybody | whether it runs; whether it has its database |
+//! | `POST /v1/cluster/join` | who has a token | a certificate and the database's URL |
+//! | `GET /v1/node` | nodes | name, version, guests |
+//! | `GET /v1/node/config` | nodes | the node's configuration as it is now, XML |
+//!
+//! A node is who shows a certificate of the authority that the catalog knows, and that was not
+//! taken back; it is looked up for each request, and without the database nobody is let in. A
+//! node answers for itself alone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use axum::body::Bytes;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use vmtwin_catalog::CertificateState;
+use vmtwin_server::{Limits, Listener, PeerCertificate, Problem};
+
+use super::cli::ServeArgs;
+use super::membership::{self, JoinRequest};
+use super::node::{Identity, collect};
+use crate::cancel::Cancel;
+use crate::db::Db;
+use crate::home::Home;
+use crate::ui::Ui;
+
+/// How often a node says that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How long libvirt may take to count guests.
+const COUNT_LIMIT: Duration = Duration::from_secs(2);
+/// Field of an answer that tells what is not in it.
+pub(super) const WARNINGS: HeaderName = HeaderName::from_static("vmtwin-warnings");
+/// Longest text of that field, bytes.
+const MAX_WARNINGS_BYTES: usize = 2048;
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    /// Guests that libvirt knows, if it runs.
+    pub(crate) guests: Option<u64>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) started_at: OffsetDateTime,
+}
+
+/// A configuration, and when it was there.
+#[derive(Clone)]
+struct Collected {
+    done: Instant,
+    xml: Bytes,
+    warnings: Vec<String>,
+}
+
+struct Agent {
+    home: Home,
+    db: Db,
+    identity: Identity,
+    started_at: OffsetDateTime,
+    /// Held while a configuration is being taken: one at a time.
+    collected: Mutex<Option<Collected>>,
+}
+
+type Shared = Arc<Agent>;
+
+/// Runs the agent until a signal ends it, or until the node is removed.
+pub(crate) fn serve(home: &Home, ui: &Ui, cancel: &Cancel, args: &ServeArgs) -> Result<()> {
+    let identity = Identity::required(home)?;
+    let (_, credentials) = membership::credentials(home)?.context(
+        "this node has no certificate; run: vmtwin cluster join TOKEN (on the first node: vmtwin \
+         cluster create NAME)",
+    )?;
+    let agent = Arc::new(Agent {
+        home: home.clone(),
+        db: Db::open(home)?,
+        identity,
+        started_at: OffsetDateTime::now_utc(),
+        collected: Mutex::new(None),
+    });
+    let runtime = super::ask::runtime()?;
+    let served = runtime.block_on(async {
+        let listener = Listener::bind(args.listen, &credentials, Limits::default()).await?;
+        let address = advertised(&agent, args, &listener)?;
+        see(&agent, &address).await?;
+        ui.note(&format!(
+            "{}: the agent answers at {address}",
+            agent.identity.name
+        ));
+        let mut removed = None;
+        let end = async {
+            let heart = heartbeat(&agent, &address);
+            tokio::select! {
+                () = until_cancelled(cancel) => {}
+                error = heart => removed = Some(error),
+            }
+        };
+        listener.serve(router(&agent), end).await;
+        removed.map_or(Ok(()), Err)
+    });
+    // A collection may still run; nobody waits for it any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+/// Where others reach the agent.
+fn advertised(agent: &Agent, args: &ServeArgs, listener: &Listener) -> Result<String> {
+    if let Some(address) = &args.advertise {
+        return Ok(address.clone());
+    }
+    let bound = listener.address().unwrap_or(args.listen);
+    if !bound.ip().is_unspecified() {
+        return Ok(bound.to_string());
+    }
+    let id = &agent.identity.id;
+    let kept = tokio::task::block_in_place(|| {
+        let nodes = agent.db.run(async |catalog| catalog.nodes().await)?;
+        let own = nodes.into_iter().find(|node| node.id == *id);
+        anyhow::Ok(own.and_then(|node| node.address))
+    })?;
+    let host = match kept.as_deref().and_then(|kept| kept.rsplit_once(':')) {
+        Some((host, _)) => host.to_owned(),
+        // An address of documentation, RFC 5737: only the way there is asked for.
+        None => membership::bracketed(&membership::local_address("192.0.2.1:9").context(
+            "by which address do others reach this node? Give it with --advertise HOST:PORT",
+        )?),
+    };
+    Ok(format!("{host}:{}", bound.port()))
+}
+
+async fn until_cancelled(cancel: &Cancel) {
+    while !cancel.is_set() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Ends when the node is removed. That the database is away does not end it.
+async fn heartbeat(agent: &Shared, address: &str) -> anyhow::Error {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        if let Err(error) = see(agent, address).await {
+            if matches!(
+                error.downcast_ref(),
+                Some(vmtwin_catalog::Error::NodeRemoved)
+            ) {
+                return error;
+            }
+            tracing::warn!("cannot say that this node is there: {error:#}");
+        }
+    }
+}
+
+async fn see(agent: &Shared, address: &str) -> Result<()> {
+    let address = address.to_owned();
+    let seen = blocking(agent, move |agent| {
+        let (id, version) = (&agent.identity.id, env!("CARGO_PKG_VERSION"));
+        Ok(agent
+            .db
+            .run(async |catalog| catalog.see_node(id, &address, version).await)?)
+    });
+    match seen.await? {
+        true => Ok(()),
+        false => Err(vmtwin_catalog::Error::NodeRemoved.into()),
+    }
+}
+
+/// Does what waits on a thread that may.
+async fn blocking<T: Send + 'static>(
+    agent: &Shared,
+    work: impl FnOnce(&Agent) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let agent = Arc::clone(agent);
+    tokio::task::spawn_blocking(move || work(&agent)).await?
+}
+
+fn router(agent: &Shared) -> Router {
+    let nodes = Router::new()
+        .route("/v1/node", get(status))
+        .route("/v1/node/config", get(config))
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(agent),
+            require_node,
+        ));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/v1/cluster/join", post(join))
+        .merge(nodes)
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing of this name"))
+        .with_state(Arc::clone(agent))
+}
+
+async fn require_node(
+    State(agent): State<Shared>,
+    Extension(peer): Extension<PeerCertificate>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let refused = |status, why: &str| Problem::new(status, why).into_response();
+    let Some(fingerprint) = peer.0 else {
+        return refused(StatusCode::UNAUTHORIZED, "a node's certificate is needed");
+    };
+    let state = blocking(&agent, move |agent| {
+        Ok(agent
+            .db
+            .run(async |catalog| catalog.certificate(&fingerprint).await)?)
+    });
+    match state.await {
+        Ok(CertificateState::Valid(_)) => next.run(request).await,
+        Ok(CertificateState::Revoked | CertificateState::Unknown) => refused(
+            StatusCode::FORBIDDEN,
+            "this certificate does not count in the cluster (any more)",
+        ),
+        Err(error) => no_database(&error).into_response(),
+    }
+}
+
+fn no_database(error: &anyhow::Error) -> Problem {
+    tracing::error!("{error:#}");
+    let detail = "this node cannot use the cluster's database; its log says more";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+}
+
+async fn ready(State(agent): State<Shared>) -> Result<&'static str, Problem> {
+    let cluster = blocking(&agent, |agent| {
+        Ok(agent.db.run(async |catalog| catalog.cluster().await)?)
+    });
+    cluster.await.map_err(|error| no_database(&error))?;
+    Ok("ready\n")
+}
+
+async fn join(State(agent): State<Shared>, body: Bytes) -> Result<Response, Problem> {
+    let asked: JoinRequest = serde_json::from_slice(&body)
+        .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "this is no request to join"))?;
+    let name = asked.name().clone();
+    let admitted = blocking(&agent, move |agent| {
+        membership::admit(&agent.home, &agent.db, &asked)
+    });
+    match admitted.await {
+        Ok(answer) => {
+            tracing::warn!(%name, "a node has joined");
+            Ok(Json(answer).into_response())
+        }
+        Err(error) => {
+            tracing::warn!(%name, "a host was not let in: {error:#}");
+            Err(refusal(&error))
+        }
+    }
+}
+
+/// What a host is told that was not let in.
+fn refusal(error: &anyhow::Error) -> Problem {
+    use vmtwin_catalog::Error;
+    let status = match error.downcast_ref::<Error>() {
+        Some(Error::Token) => StatusCode::FORBIDDEN,
+        Some(Error::NodeExists { .. }) => StatusCode::CONFLICT,
+        Some(_) => return no_database(error),
+        None => StatusCode::BAD_REQUEST,
+    };
+    Problem::new(status, error.to_string())
+}
+
+async fn status(State(agent): State<Shared>) -> Json<NodeStatus> {
+    let counting = tokio::task::spawn_blocking(super::libvirt::count_guests);
+    let guests = tokio::time::timeout(COUNT_LIMIT, counting).await;
+    let guests = guests.ok().and_then(|counted| counted.ok()).flatten();
+    Json(NodeStatus {
+        id: agent.identity.id.to_string(),
+        name: agent.identity.name.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        guests: guests.map(|guests| guests as u64),
+        started_at: agent.started_at,
+    })
+}
+
+async fn config(State(agent): State<Shared>) -> Result<Response, Problem> {
+    // In a task of its own: who goes away does not let a second collection begin beside it.
+    let taken = tokio::spawn(shared_config(agent, Instant::now())).await;
+    let failed = |error: anyhow::Error| {
+        tracing::error!("{error:#}");
+        let detail = format!("the configuration cannot be taken: {error:#}");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
+    };
+    let taken = match taken {
+        Ok(taken) => taken.map_err(failed)?,
+        Err(error) => return Err(failed(error.into())),
+    };
+    let mut response = taken.xml.into_response();
+    let head = response.headers_mut();
+    let kind = HeaderValue::from_static("application/xml");
+    head.insert(header::CONTENT_TYPE, kind);
+    if let Some(warnings) = one_line(&taken.warnings) {
+        head.insert(WARNINGS, warnings);
+    }
+    Ok(response)
+}
+
+/// The configuration as it was at `since` or later. Who asks while it is being taken gets the same.
+async fn shared_config(agent: Shared, since: Instant) -> Result<Collected> {
+    let mut last = agent.collected.lock().await;
+    if let Some(last) = &*last
+        && last.done >= since
+    {
+        return Ok(last.clone());
+    }
+    let taken = blocking(&agent, |agent| {
+        crate::failpoint::pass("agent-collect")?;
+        let (document, warnings) = collect(&agent.home, &agent.db)?;
+        Ok(Collected {
+            xml: document.to_xml()?.into(),
+            done: Instant::now(),
+            warnings,
+        })
+    });
+    let taken = taken.await?;
+    *last = Some(taken.clone());
+    Ok(taken)
+}
+
+/// Warnings as the value of a field: letters of ASCII, one line, not too long.
+fn one_line(warnings: &[String]) -> Option<HeaderValue> {
+    if warnings.is_empty() {
+        return None;
+    }
+    let plain = |c: char| match c {
+        ' '..='~' => c,
+        _ => '?',
+    };
+    let text: String = warnings.join("; ").chars().map(plain).collect();
+    HeaderValue::from_str(&text[..text.len().min(MAX_WARNINGS_BYTES)]).ok()
+}

@@ -1,0 +1,272 @@
+//! Asking the agents of other nodes: all at once up to a limit, each within its time, each answer
+//! into a file of its own. The configuration of one node at a time is held in memory per processor,
+//! while it is checked.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, mpsc};
+use vmtwin_catalog::Node;
+use vmtwin_cluster::{EntryPath, NodeDocument};
+use vmtwin_server::Client;
+
+use super::agent::{NodeStatus, WARNINGS};
+use super::membership::credentials;
+use crate::cancel::Cancel;
+use crate::db::Db;
+use crate::home::Home;
+
+/// Nodes that are asked at one time.
+const AT_ONCE: usize = 64;
+/// Documents that are checked at one time.
+const CHECKS_AT_ONCE: usize = 2;
+/// Most tries for one node.
+const TRIES: u32 = 4;
+/// Pause before the second try; it doubles, and half of it is chance.
+const PAUSE: Duration = Duration::from_millis(400);
+/// How long a node may take to say that it is there.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+/// Most of that answer, bytes.
+const MAX_STATUS_BYTES: u64 = 64 << 10;
+/// How often Ctrl-C is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A node as `cluster nodes` shows it.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodeLine {
+    #[serde(flatten)]
+    pub(crate) node: Node,
+    /// Whether its agent answers; nothing if it has none, or this node may not ask.
+    pub(crate) up: Option<bool>,
+    /// Guests that it says it has.
+    pub(crate) guests: Option<u64>,
+}
+
+/// A configuration that a node gave.
+pub(super) struct Given {
+    /// The document, from its beginning.
+    pub(super) file: File,
+    pub(super) taken_at: OffsetDateTime,
+    pub(super) warnings: Option<String>,
+}
+
+/// How one node answered.
+pub(super) struct Reply {
+    /// Which one of those that were asked.
+    pub(super) index: usize,
+    pub(super) given: Result<Given>,
+    pub(super) seconds: f64,
+    pub(super) tries: u32,
+}
+
+/// A runtime for conversations with nodes.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
+}
+
+/// The client of this node; none if it has no certificate.
+pub(super) fn client(home: &Home) -> Result<Option<Client>> {
+    let Some((cluster, credentials)) = credentials(home)? else {
+        return Ok(None);
+    };
+    Ok(Some(Client::new(&credentials, &cluster)?))
+}
+
+/// The nodes of the cluster, and which of them answer.
+pub(crate) fn nodes(home: &Home, db: &Db) -> Result<Vec<NodeLine>> {
+    let nodes = db.run(async |catalog| catalog.nodes().await)?;
+    let Some(client) = client(home)? else {
+        let line = |node| NodeLine {
+            node,
+            up: None,
+            guests: None,
+        };
+        return Ok(nodes.into_iter().map(line).collect());
+    };
+    runtime()?.block_on(async {
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let asked: Vec<_> = nodes
+            .into_iter()
+            .map(|node| {
+                let (client, room) = (client.clone(), Arc::clone(&room));
+                tokio::spawn(async move {
+                    let _permit = room.acquire().await;
+                    line(&client, node).await
+                })
+            })
+            .collect();
+        let mut lines = Vec::new();
+        for line in asked {
+            lines.push(line.await?);
+        }
+        Ok(lines)
+    })
+}
+
+async fn line(client: &Client, node: Node) -> NodeLine {
+    let Some(address) = node.address.clone() else {
+        return NodeLine {
+            node,
+            up: None,
+            guests: None,
+        };
+    };
+    let status = async {
+        let answer = client.get(&address, node.id.as_str(), "/v1/node").await?;
+        let text = answer.bytes(MAX_STATUS_BYTES).await?;
+        anyhow::Ok(serde_json::from_slice::<NodeStatus>(&text)?)
+    };
+    let status = tokio::time::timeout(STATUS_LIMIT, status).await;
+    let status = status.ok().and_then(Result::ok);
+    NodeLine {
+        node,
+        up: Some(status.is_some()),
+        guests: status.and_then(|status| status.guests),
+    }
+}
+
+/// Asks nodes for their configuration, and hands each reply over as it comes.
+pub(super) fn configurations(
+    client: &Client,
+    nodes: &[Node],
+    limit: Duration,
+    scratch: &Path,
+    cancel: &Cancel,
+    mut reply: impl FnMut(Reply) -> Result<()>,
+) -> Result<()> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(async {
+        let mut replies = begin(client, nodes, limit, scratch);
+        loop {
+            match tokio::time::timeout(TICK, replies.recv()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(one)) => tokio::task::block_in_place(|| reply(one))?,
+                Err(_) => {}
+            }
+            if cancel.is_set() {
+                bail!("stopped by a signal");
+            }
+        }
+    });
+    // Those that are still asked are let go.
+    runtime.shutdown_background();
+    done
+}
+
+/// Begins to ask all of them; the replies, in the order in which they come.
+fn begin(
+    client: &Client,
+    nodes: &[Node],
+    limit: Duration,
+    scratch: &Path,
+) -> mpsc::Receiver<Reply> {
+    // Of one reply: who is not taken up yet waits with its file, not with its document.
+    let (sender, replies) = mpsc::channel(1);
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let checks = Arc::new(Semaphore::new(CHECKS_AT_ONCE));
+    for (index, node) in nodes.iter().enumerate() {
+        let asker = Asker {
+            client: client.clone(),
+            node: node.clone(),
+            scratch: scratch.to_owned(),
+            checks: Arc::clone(&checks),
+        };
+        let (sender, room) = (sender.clone(), Arc::clone(&room));
+        tokio::spawn(async move {
+            let _permit = room.acquire().await;
+            let begun = Instant::now();
+            let mut tries = 0;
+            let given = match tokio::time::timeout(limit, asker.try_often(&mut tries)).await {
+                Ok(given) => given,
+                Err(_) => Err(anyhow::anyhow!("no answer within {} s", limit.as_secs())),
+            };
+            let seconds = begun.elapsed().as_secs_f64();
+            let reply = Reply {
+                index,
+                given,
+                seconds,
+                tries,
+            };
+            // Nobody listens once the backup was stopped.
+            let _ = sender.send(reply).await;
+        });
+    }
+    replies
+}
+
+struct Asker {
+    client: Client,
+    node: Node,
+    scratch: PathBuf,
+    checks: Arc<Semaphore>,
+}
+
+impl Asker {
+    /// Asks again while what happened may pass. The request changes nothing, so it may be repeated.
+    async fn try_often(&self, tries: &mut u32) -> Result<Given> {
+        loop {
+            *tries += 1;
+            let error = match self.try_once().await {
+                Ok(given) => return Ok(given),
+                Err(error) => error,
+            };
+            let transient = error
+                .downcast_ref::<vmtwin_server::Error>()
+                .is_some_and(vmtwin_server::Error::is_transient);
+            if !transient || *tries == TRIES {
+                return Err(error);
+            }
+            let pause = PAUSE * 2u32.pow(*tries - 1);
+            let chance = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+            tokio::time::sleep(pause.mul_f64(0.5 + chance / 2.0)).await;
+        }
+    }
+
+    async fn try_once(&self) -> Result<Given> {
+        let address = self.node.address.as_deref().context("it has no agent")?;
+        let id = self.node.id.as_str();
+        let answer = self.client.get(address, id, "/v1/node/config").await?;
+        let warnings = answer.headers().get(WARNINGS);
+        let warnings = warnings
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        // Unlinked from the beginning: nothing of it stays, whatever happens.
+        let mut file = tempfile::tempfile_in(&self.scratch)?;
+        let max_bytes = EntryPath::Node(self.node.name.parse()?).max_bytes();
+        answer.copy_to(&mut file, max_bytes).await?;
+        let node = self.node.clone();
+        let _permit = self.checks.acquire().await?;
+        tokio::task::spawn_blocking(move || {
+            let taken_at = check(&mut file, &node)?;
+            Ok(Given {
+                file,
+                taken_at,
+                warnings,
+            })
+        })
+        .await?
+    }
+}
+
+/// A node answers for itself alone, with a document that can be read.
+fn check(file: &mut File, node: &Node) -> Result<OffsetDateTime> {
+    let mut xml = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut xml)
+        .context("its answer is no text")?;
+    file.rewind()?;
+    let document = NodeDocument::from_xml(&xml).context("its answer cannot be used")?;
+    if document.id != node.id.as_str() || document.name.as_str() != node.name {
+        bail!("its answer is that of another node ({})", document.name);
+    }
+    Ok(document.taken_at)
+}

@@ -1,0 +1,303 @@
+//! Three nodes with agents of their own: they join by tokens, one backs all of them up, and who is
+//! no node gets nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test may fail by panicking"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, Vmtwin, code, document, text, told};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use vmtwin_testkit::Postgres;
+
+/// A running agent. It is killed with this value.
+struct Agent(Child);
+
+impl Agent {
+    fn start(vmtwin: &Vmtwin, listen: &str, more: &[(&str, &str)]) -> Agent {
+        let child = vmtwin
+            .command(&["serve", "--listen", listen])
+            .envs(more.iter().copied())
+            .stderr(std::fs::File::create(vmtwin.path("agent.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let agent = Agent(child);
+        let begun = Instant::now();
+        while !log(vmtwin).contains("answers at") {
+            assert!(begun.elapsed() < PATIENCE, "{}", log(vmtwin));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        agent
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Ends it as a service manager does.
+    fn end(mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn log(vmtwin: &Vmtwin) -> String {
+    std::fs::read_to_string(vmtwin.path("agent.log")).unwrap_or_default()
+}
+
+fn first_node(url: &str) -> (Vmtwin, Agent) {
+    let node = Vmtwin::new();
+    node.ok(&[
+        "cluster",
+        "create",
+        "lab",
+        "--database",
+        url,
+        "--node",
+        "node1",
+    ]);
+    let agent = Agent::start(&node, "127.0.0.1:0", &[]);
+    (node, agent)
+}
+
+fn token(issuer: &Vmtwin, ttl: &str) -> String {
+    let shown = issuer.json(&["cluster", "token", "--ttl", ttl]);
+    shown["token"].as_str().unwrap().to_owned()
+}
+
+fn joined(issuer: &Vmtwin, name: &str) -> (Vmtwin, Agent) {
+    let node = Vmtwin::new();
+    node.ok(&["cluster", "join", &token(issuer, "5m"), "--node", name]);
+    let agent = Agent::start(&node, "127.0.0.1:0", &[]);
+    (node, agent)
+}
+
+fn address(asker: &Vmtwin, name: &str) -> String {
+    line(asker, name)["address"].as_str().unwrap().to_owned()
+}
+
+fn line(asker: &Vmtwin, name: &str) -> Value {
+    let nodes = asker.json(&["cluster", "nodes"]);
+    let mut lines = nodes.as_array().unwrap().iter();
+    lines.find(|line| line["name"] == name).unwrap().clone()
+}
+
+fn backup(node: &Vmtwin, more: &[&str]) -> Value {
+    let output = node.run(&[&["cluster", "backup", "--json"], more].concat());
+    assert!(matches!(code(&output), 0 | 3), "{}", told(&output));
+    document(&output)
+}
+
+fn state<'a>(report: &'a Value, name: &str) -> &'a str {
+    let mut nodes = report["nodes"].as_array().unwrap().iter();
+    let node = nodes.find(|node| node["name"] == name).unwrap();
+    node["state"].as_str().unwrap()
+}
+
+/// Stock curl asks an agent, with the certificate of a home folder or with none.
+fn curl(of: &Vmtwin, credentials: Option<&Vmtwin>, asked: &Value, path: &str) -> Output {
+    let kept = |vmtwin: &Vmtwin| -> Value {
+        let text = std::fs::read(vmtwin.home().join("node-tls.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    let tls = kept(of);
+    let write = |name: &str, value: &Value| {
+        let path = of.path(name);
+        std::fs::write(&path, value.as_str().unwrap()).unwrap();
+        path
+    };
+    let address = asked["address"].as_str().unwrap();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let name = format!(
+        "{}.{}.vmtwin.internal",
+        asked["id"].as_str().unwrap(),
+        tls["cluster"].as_str().unwrap()
+    );
+    let mut command = Command::new("curl");
+    command
+        .args(["-sS", "-w", "\n%{http_code}", "--noproxy", "*", "-m", "20"])
+        .args(["--resolve", &format!("{name}:{port}:{host}")])
+        .arg("--cacert")
+        .arg(write("ca.pem", &tls["authority"]));
+    if let Some(credentials) = credentials {
+        let tls = kept(credentials);
+        command
+            .arg("--cert")
+            .arg(write("cert.pem", &tls["certificate"]))
+            .arg("--key")
+            .arg(write("key.pem", &tls["key"]));
+    }
+    command
+        .arg(format!("https://{name}:{port}{path}"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn status_of(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn agents_are_asked_and_a_node_that_is_down_is_named() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let (one, agent1) = first_node(&url);
+    let (two, _agent2) = joined(&one, "node2");
+    let (three, agent3) = joined(&one, "node3");
+    assert_eq!(line(&two, "node3")["up"], true);
+
+    // From any node, and all of it is of now.
+    let report = backup(&three, &["--require-all"]);
+    for name in ["node1", "node2", "node3"] {
+        assert_eq!(state(&report, name), "collected", "{report}");
+    }
+    assert_eq!(report["asked"].as_array().unwrap().len(), 2);
+    let file = report["file"].as_str().unwrap();
+    assert_eq!(three.json(&["cluster", "validate", file])["entries"], 4);
+
+    // One is down: named, with its last known configuration.
+    let node3 = address(&one, "node3");
+    agent3.kill();
+    assert_eq!(line(&one, "node3")["up"], false);
+    let report = backup(&two, &["--node-timeout", "10"]);
+    assert_eq!(state(&report, "node3"), "last-known");
+    assert_eq!(state(&report, "node1"), "collected");
+    assert!(report["warnings"].to_string().contains("node3"), "{report}");
+    let refused = two.fails(&["cluster", "backup", "--require-all"], &["node3"]);
+    assert!(refused.contains("nothing was written"), "{refused}");
+
+    // One is killed while it is asked, another only takes its time.
+    let slow = [("VMTWIN_FAILPOINT", "agent-collect=kill")];
+    let _dying = Agent::start(&three, &node3, &slow);
+    let report = backup(&two, &["--node-timeout", "10"]);
+    assert_eq!(state(&report, "node3"), "last-known");
+    let slow = [("VMTWIN_FAILPOINT", "agent-collect=sleep:20000")];
+    let _slow = Agent::start(&three, &node3, &slow);
+    let begun = Instant::now();
+    let report = backup(&two, &["--node-timeout", "2"]);
+    assert_eq!(state(&report, "node3"), "last-known");
+    assert!(report["warnings"].to_string().contains("within 2 s"));
+    assert!(begun.elapsed() < Duration::from_secs(18));
+    agent1.end();
+}
+
+#[test]
+fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
+    let url = Postgres::shared().database();
+    let (one, _agent1) = first_node(&url);
+    let (two, _agent2) = joined(&one, "node2");
+    for step in ["cluster-asked", "cluster-collected", "cluster-dumped"] {
+        let failpoint = format!("{step}=kill");
+        let output = one
+            .command(&["cluster", "backup"])
+            .env("VMTWIN_FAILPOINT", failpoint)
+            .output()
+            .unwrap();
+        assert_ne!(code(&output), 0);
+        let listed = one.json(&["cluster", "list"]);
+        assert_eq!(listed.as_array().unwrap().len(), 0, "{step}");
+    }
+    assert_eq!(state(&backup(&two, &[]), "node1"), "collected");
+    assert_eq!(state(&backup(&one, &[]), "node2"), "collected");
+}
+
+#[test]
+fn who_is_no_node_gets_nothing() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let row = line(&one, "node1");
+    let ask = |who: Option<&Vmtwin>, path| status_of(&curl(&one, who, &row, path));
+    assert_eq!(ask(Some(&two), "/v1/node/config"), "200");
+    assert_eq!(ask(None, "/healthz"), "200");
+    for path in ["/v1/node", "/v1/node/config"] {
+        assert_eq!(ask(None, path), "401");
+    }
+    // Another cluster's node: its certificate is of another authority.
+    let (stranger, _agent) = first_node(&server.database());
+    let output = curl(&one, Some(&stranger), &row, "/v1/node/config");
+    assert!(!output.status.success());
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("vmtwin-node"));
+    // And a removed one.
+    one.fails(&["cluster", "node", "remove", "node1"], &["this node"]);
+    one.ok(&["cluster", "node", "remove", "node2"]);
+    assert_eq!(ask(Some(&two), "/v1/node/config"), "403");
+    two.fails(&["cluster", "collect"], &["was removed"]);
+    drop(agent2);
+    two.fails(&["serve", "--listen", "127.0.0.1:0"], &["was removed"]);
+    let nodes = one.json(&["cluster", "nodes"]);
+    assert_eq!(nodes.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_token_works_once_and_nothing_shows_a_secret() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let (one, _agent1) = first_node(&url);
+    let once = token(&one, "5m");
+    let two = Vmtwin::new();
+    two.ok(&["cluster", "join", &once, "--node", "node2"]);
+    let other = Vmtwin::new();
+    let refused = other.fails(&["cluster", "join", &once, "--node", "node3"], &["403"]);
+    assert!(refused.contains("cluster token"), "{refused}");
+    let short = token(&one, "1s");
+    std::thread::sleep(Duration::from_millis(1200));
+    other.fails(
+        &["cluster", "join", &short, "--node", "node3"],
+        &["expired"],
+    );
+    other.fails(&["cluster", "join", "vmtwin-join-1.xx"], &["no join token"]);
+    two.fails(&["cluster", "token"], &["cluster-authority.json"]);
+    assert!(!other.home().join("node-tls.json").exists());
+
+    // The secret of the token and the private keys: in no dump, archive or log.
+    let report = backup(&one, &[]);
+    let dump = one.path("dump.jsonl");
+    one.ok(&["catalog", "dump", text(&dump)]);
+    let coded = once.strip_prefix("vmtwin-join-1.").unwrap();
+    let keys = ["node-tls.json", "cluster-authority.json"].map(|name| {
+        let path = one.home().join(name);
+        assert_private(&path);
+        let kept: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let pem = kept["key"].as_str().unwrap().to_owned();
+        pem.lines().nth(1).unwrap().to_owned()
+    });
+    let archive = std::fs::read(report["file"].as_str().unwrap()).unwrap();
+    let told = [
+        log(&one).into_bytes(),
+        std::fs::read(dump).unwrap(),
+        archive,
+    ];
+    for said in told {
+        let said = String::from_utf8_lossy(&said);
+        for secret in [coded, &keys[0], &keys[1], "PRIVATE KEY"] {
+            assert!(!said.contains(secret));
+        }
+    }
+}
+
+fn assert_private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "{}", path.display());
+}
