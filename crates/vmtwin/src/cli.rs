@@ -127,7 +127,7 @@ pub(crate) enum Command {
     /// Back up the configuration of a cluster's hosts, and the database they share
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Run the agent of this node, which other nodes of the cluster ask
+    /// Follow the schedules of this host, and answer the other nodes of its cluster
     Serve(crate::cluster::cli::ServeArgs),
     /// Look after the catalog: copy it, move it to a database that hosts share
     #[command(subcommand)]

@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 mod command;
 mod content;
+mod daemon;
 mod db;
 mod export;
 mod failpoint;
@@ -119,13 +120,13 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Export(args) => command::export::run(&home, &ui, &cancel, args),
         Command::Catalog(args) => command::catalog::run(&home, &ui, args).map(|()| 0),
         Command::Cluster(args) => command::cluster::run(&home, &ui, args),
-        Command::Serve(args) => cluster::agent::serve(&home, &ui, &cancel, args).map(|()| 0),
         Command::Vm(_)
         | Command::Backup(_)
         | Command::Settle(_)
         | Command::Twin(_)
         | Command::Snapshot(_)
         | Command::Schedule(_)
+        | Command::Serve(_)
         | Command::Recover => {
             let db = Db::open(&home)?;
             let cx = Cx {
@@ -167,6 +168,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
         }
         Command::Twin(command) => standby::run(cx, command),
         Command::Schedule(args) => command::schedule::run(cx, args),
+        Command::Serve(args) => daemon::serve(cx, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {
             recover::dead_jobs(cx)?;
             let report = verify::run(cx, args)?;

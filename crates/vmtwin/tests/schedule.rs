@@ -44,7 +44,11 @@ fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 fn follow(vmtwin: &Vmtwin, failpoint: &str) -> Child {
-    let mut follow = vmtwin.command(&["schedule", "follow"]);
+    follow_by(vmtwin, &["schedule", "follow"], failpoint)
+}
+
+fn follow_by(vmtwin: &Vmtwin, command: &[&str], failpoint: &str) -> Child {
+    let mut follow = vmtwin.command(command);
     follow.env("VMTWIN_FAILPOINT", failpoint);
     follow.stdout(Stdio::null()).stderr(Stdio::piped());
     follow.spawn().unwrap()
@@ -81,7 +85,7 @@ fn what_is_due_happens_once_whoever_looks() {
     let again = vmtwin.run(&OFTEN);
     assert!(told(&again).contains("already"), "{}", told(&again));
 
-    let followers = [follow(&vmtwin, ""), follow(&vmtwin, "")];
+    let followers = [follow(&vmtwin, ""), follow_by(&vmtwin, &["serve"], "")];
     wait_until("no two runs", || {
         with_outcome(&runs(&vmtwin, "often"), "done") >= 4
     });

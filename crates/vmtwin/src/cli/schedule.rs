@@ -39,8 +39,8 @@ pub(crate) enum ScheduleCommand {
     },
     /// Start what is due, until Ctrl-C
     #[command(
-        after_help = "Example:\n  vmtwin schedule follow\n\nRuns in the foreground, as a service \
-        for instance. Several at once do no harm: what is due is begun once."
+        after_help = "Example:\n  vmtwin schedule follow\n\nRuns in the foreground. `vmtwin serve`, \
+        the service, does the same. Several at once do no harm: what is due is begun once."
     )]
     Follow,
 }
@@ -51,7 +51,7 @@ const ADD_HELP: &str = "Examples:
   vmtwin schedule add weekly --on 'Sun 04:00 Europe/Berlin' --all --order random --jitter 20m --window 4h
 
 --on takes systemd's calendar expressions (man systemd.time). A schedule is followed on the host it was
-made on, by `vmtwin schedule follow`. What was due while nothing followed is done once, as soon as
+made on, by `vmtwin serve`. What was due while nothing followed is done once, as soon as
 something does, unless --no-catch-up; what could not begin within --window is noted as missed.";
 
 #[derive(Debug, Args)]

@@ -12,11 +12,12 @@
 //! node answers for itself alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::body::Bytes;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -40,6 +41,8 @@ use crate::ui::Ui;
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How long libvirt may take to count guests.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
+/// How long a host that wants to join may take to say so: it is a stranger until then.
+const JOIN_LIMIT: Duration = Duration::from_secs(15);
 /// Field of an answer that tells what is not in it.
 pub(super) const WARNINGS: HeaderName = HeaderName::from_static("vmtwin-warnings");
 /// Longest text of that field, bytes.
@@ -76,8 +79,20 @@ struct Agent {
 
 type Shared = Arc<Agent>;
 
-/// Runs the agent until a signal ends it, or until the node is removed.
-pub(crate) fn serve(home: &Home, ui: &Ui, cancel: &Cancel, args: &ServeArgs) -> Result<()> {
+/// Whether this host has an agent: it was let into a cluster with a certificate.
+pub(crate) fn is_wanted(home: &Home) -> Result<bool> {
+    Ok(membership::credentials(home)?.is_some())
+}
+
+/// Runs the agent until a signal ends it, or until the node is removed. `begun` is set when it
+/// answers.
+pub(crate) fn serve(
+    home: &Home,
+    ui: &Ui,
+    cancel: &Cancel,
+    args: &ServeArgs,
+    begun: &AtomicBool,
+) -> Result<()> {
     let identity = Identity::required(home)?;
     let (_, credentials) = membership::credentials(home)?.context(
         "this node has no certificate; run: vmtwin cluster join TOKEN (on the first node: vmtwin \
@@ -99,6 +114,7 @@ pub(crate) fn serve(home: &Home, ui: &Ui, cancel: &Cancel, args: &ServeArgs) -> 
             "{}: the agent answers at {address}",
             agent.identity.name
         ));
+        begun.store(true, Ordering::Relaxed);
         let mut removed = None;
         let end = async {
             let heart = heartbeat(&agent, &address);
@@ -241,7 +257,12 @@ async fn ready(State(agent): State<Shared>) -> Result<&'static str, Problem> {
     Ok("ready\n")
 }
 
-async fn join(State(agent): State<Shared>, body: Bytes) -> Result<Response, Problem> {
+async fn join(State(agent): State<Shared>, request: Request) -> Result<Response, Problem> {
+    let body = tokio::time::timeout(JOIN_LIMIT, Bytes::from_request(request, &())).await;
+    let too_slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the request came too slowly");
+    let body = body.map_err(too_slow)?;
+    let too_long = |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the request is too long");
+    let body = body.map_err(too_long)?;
     let asked: JoinRequest = serde_json::from_slice(&body)
         .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "this is no request to join"))?;
     let name = asked.name().clone();

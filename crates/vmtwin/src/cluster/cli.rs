@@ -191,7 +191,8 @@ pub(crate) struct ClusterJoinArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  vmtwin serve\n  vmtwin serve --listen 10.0.0.1:7420\n  \
-    vmtwin serve --advertise node1.example.net:7420\n\nIt ends on SIGTERM or Ctrl-C, and lets the \
+    vmtwin serve --advertise node1.example.net:7420\n\nA host that is in no cluster listens \
+    nowhere: only its schedules are followed (vmtwin schedule). It ends on SIGTERM or Ctrl-C, and lets the \
     requests end that were begun. Nodes prove who they are by certificates of the cluster's own \
     authority (TLS 1.3 on both sides)."
 )]

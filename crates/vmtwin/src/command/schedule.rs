@@ -44,7 +44,7 @@ pub(crate) fn run(cx: &Cx<'_>, command: &ScheduleCommand) -> Result<i32> {
         ScheduleCommand::Follow => {
             cx.ui
                 .note("following the schedules of this host; Ctrl-C ends it");
-            timer::follow(cx)?;
+            timer::follow(cx, &|| false)?;
         }
     }
     Ok(0)
@@ -73,7 +73,7 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
     cx.ui.result(&shown, || {
         let next = shown.next.first().map_or("never", String::as_str);
         format!(
-            "{}: next due {next}, if this host follows its schedules (vmtwin schedule follow)",
+            "{}: next due {next}, if this host follows its schedules (vmtwin serve)",
             args.name
         )
     })

@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
 
 use crate::backup::Cx;
+use crate::recover;
 
 pub(crate) use spec::{Spec, When};
 pub(crate) use work::{Done, run_now};
@@ -42,16 +43,20 @@ pub(crate) fn host() -> Result<String> {
     Ok(ProcessIdentity::of_self()?.host)
 }
 
-/// Starts what is due, until it is told to end; what runs then is ended in order.
-pub(crate) fn follow(cx: &Cx<'_>) -> Result<()> {
+/// Starts what is due, until it is told to end, or `over` says so; what runs then is ended in order.
+pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
     let host = host()?;
     let busy = Mutex::new(HashSet::new());
+    // What an earlier process began is undone now, not with a guest's next backup.
+    if let Err(error) = recover::dead_jobs(cx) {
+        cx.ui.note(&format!("warning: {error:#}"));
+    }
     mark_dead_runs(cx)?;
     let long_ago = OffsetDateTime::now_utc() - MEMORY;
     cx.db.run(async |c| c.forget_runs(long_ago).await)?;
     thread::scope(|scope| {
         let mut looked: Option<Instant> = None;
-        while !cx.cancel.is_set() {
+        while !cx.cancel.is_set() && !over() {
             if looked.is_some_and(|at| at.elapsed() < REST) {
                 thread::sleep(POLL);
                 continue;
@@ -143,7 +148,7 @@ fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> R
 fn mark_dead_runs(cx: &Cx<'_>) -> Result<()> {
     for run in cx.db.run(async |c| c.dead_runs().await)? {
         let outcome = RunOutcome::Interrupted;
-        let note = Some("its process is gone; the guest's next backup cleans up after it");
+        let note = Some("its process is gone");
         cx.db.run(async |c| {
             c.finish_run(&run.schedule_id, run.due_at, &run.subject, outcome, note)
                 .await
