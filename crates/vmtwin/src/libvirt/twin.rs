@@ -460,7 +460,10 @@ mod tests {
 
     #[test]
     fn folders_are_entered_by_their_modes() {
-        let dir = tempfile::tempdir().unwrap(); // for its user alone
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let closed = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&dir, closed).unwrap();
         let nobody = (65534, 65534);
         assert!(may_enter(&dir.path().join("to/come"), nobody).is_err());
         may_enter(&dir.path().join("to/come"), (0, 0)).unwrap();
