@@ -215,9 +215,32 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
         assert_ne!(code(&output), 0);
         let listed = one.json(&["cluster", "list"]);
         assert_eq!(listed.as_array().unwrap().len(), 0, "{step}");
+        let begun = Instant::now();
+        let left = || std::fs::read_dir(one.home().join("run")).unwrap().count();
+        while left() > 0 {
+            assert!(begun.elapsed() < PATIENCE, "{step}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
     assert_eq!(state(&backup(&two, &[]), "node1"), "collected");
-    assert_eq!(state(&backup(&one, &[]), "node2"), "collected");
+    let report = backup(&one, &[]);
+    assert_eq!(state(&report, "node2"), "collected");
+
+    // The database of then lets a node in that was put out since.
+    one.ok(&["cluster", "node", "remove", "node2"]);
+    let file = report["file"].as_str().unwrap();
+    let restore = [
+        "cluster",
+        "restore",
+        file,
+        "--only-database",
+        "--force",
+        "--json",
+    ];
+    let output = one.run(&restore);
+    assert_eq!(code(&output), 3, "{}", told(&output));
+    let warning = document(&output)["warnings"][0].to_string();
+    assert!(warning.contains("cluster node remove node2"), "{warning}");
 }
 
 #[test]

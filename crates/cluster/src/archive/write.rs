@@ -46,6 +46,11 @@ impl Parts {
         })
     }
 
+    /// The folder that they are kept in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The paths that are there.
     pub fn paths(&self) -> impl Iterator<Item = &EntryPath> {
         self.parts.keys()

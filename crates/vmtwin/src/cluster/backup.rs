@@ -11,6 +11,9 @@ use time::macros::format_description;
 use vmtwin_catalog::Cluster;
 use vmtwin_cluster::manifest::{self, Database, FORMAT, Manifest, Node, NodeState};
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName, Parts};
+use vmtwin_hypervisor::guard::GuardCommand;
+use vmtwin_hypervisor::undo::Undo;
+use vmtwin_hypervisor::undo_guard::UndoGuard;
 
 use super::ask;
 use super::cli::ClusterBackupArgs;
@@ -19,6 +22,9 @@ use crate::db::Db;
 use crate::failpoint::pass;
 use crate::home::Home;
 use crate::ui::Ui;
+
+/// Longest time that a backup may take.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What a backup did.
 #[derive(Debug, Serialize)]
@@ -70,6 +76,12 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         None => home.cluster_dir()?,
     };
     let mut parts = Parts::new(&home.run_dir()?)?;
+    // Removes what was collected, if vmtwin dies.
+    let leftover = Undo::DeletePath {
+        path: parts.folder().to_owned(),
+    };
+    let guard = GuardCommand::of_this_program("undo-guard");
+    let _guard = UndoGuard::start(&guard, &leftover, LONGEST)?;
     let (document, mut warnings) = collect(home, &db)?;
     let (nodes, asked) = Collecting {
         home,

@@ -77,7 +77,11 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
         }
         ClusterCommand::Restore(args) if args.only_database => {
             let report = cluster::restore_database(home, &args.file, args.force)?;
-            ui.result(&report, || restore_text(&report)).map(|()| 0)
+            ui.result(&report, || restore_text(&report))?;
+            Ok(match report.warnings.is_empty() {
+                true => 0,
+                false => EXIT_WARNINGS,
+            })
         }
         ClusterCommand::Restore(args) => {
             let report = cluster::restore(home, ui, args)?;
@@ -285,6 +289,12 @@ fn restore_text(report: &RestoreReport) -> String {
     if let Some(copy) = &report.copy {
         lines.push(format!("before: {copy}"));
     }
+    lines.extend(
+        report
+            .warnings
+            .iter()
+            .map(|text| format!("warning: {text}")),
+    );
     lines.join("\n")
 }
 

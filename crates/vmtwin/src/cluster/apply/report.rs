@@ -69,7 +69,11 @@ impl NodeRestoreReport {
     }
 
     pub(crate) fn exit_code(&self) -> i32 {
-        match (self.is_failed(), self.plan.is_whole()) {
+        let warned = self
+            .database
+            .as_ref()
+            .is_some_and(|d| !d.warnings.is_empty());
+        match (self.is_failed(), self.plan.is_whole() && !warned) {
             (true, _) => EXIT_FAILED,
             (false, true) => 0,
             (false, false) => EXIT_WARNINGS,
@@ -95,6 +99,8 @@ impl NodeRestoreReport {
             if let Some(copy) = &database.copy {
                 lines.push(format!("before: {copy}"));
             }
+            let warnings = database.warnings.iter();
+            lines.extend(warnings.map(|text| format!("warning: {text}")));
         }
         if let Some(why) = &self.database_error {
             lines.push(format!("NOT deployed: the database: {why}"));
