@@ -55,6 +55,12 @@ pub(crate) struct RestoreArgs {
     /// Define it in this libvirt again
     #[arg(long, value_name = "URI", conflicts_with_all = ["format", "disks", "accel"])]
     pub(crate) libvirt: Option<String>,
+    /// With --as and --libvirt: the copy keeps the uuid, where no domain of that libvirt has it
+    #[arg(long, requires = "name", requires = "libvirt")]
+    pub(crate) keep_uuid: bool,
+    /// With --as and --libvirt: the copy keeps the MAC addresses
+    #[arg(long, requires = "name", requires = "libvirt")]
+    pub(crate) keep_mac: bool,
     /// Start the guest from the point, on the restored disks
     #[arg(long)]
     pub(crate) run: bool,

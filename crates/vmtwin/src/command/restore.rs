@@ -177,6 +177,8 @@ fn wanted<'a>(args: &'a RestoreArgs, uri: &'a str) -> Wanted<'a> {
     Wanted {
         uri,
         name: args.name.as_deref(),
+        keep_uuid: args.keep_uuid,
+        keep_macs: args.keep_mac,
         run: (args.run || args.instant).then(|| network(args)),
     }
 }

@@ -41,6 +41,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) uri: &'a str,
     /// Name of a copy; `None` for the same domain.
     pub(crate) name: Option<&'a str>,
+    /// The copy keeps the original's uuid.
+    pub(crate) keep_uuid: bool,
+    /// The copy keeps the original's MAC addresses.
+    pub(crate) keep_macs: bool,
     /// It is to run, with such a network.
     pub(crate) run: Option<Network>,
 }
@@ -89,20 +93,26 @@ impl Plan {
             )?)?),
             false => None,
         };
+        let xml = text(xml)?;
         let copy = |name: &str| -> Result<Identity> {
             Ok(Identity {
                 name: name.to_owned(),
-                uuid: VmId::random()?.to_string(),
+                uuid: match wanted.keep_uuid {
+                    true => uuid_of(&xml)?,
+                    false => VmId::random()?.to_string(),
+                },
+                keeps_macs: wanted.keep_macs,
             })
         };
+        let copy = wanted.name.map(copy).transpose()?;
         let plan = Plan {
             uri: uri.to_owned(),
             libvirt: Connection::open(uri).with_context(|| format!("cannot connect to {uri}"))?,
-            xml: text(xml)?,
+            xml,
             running,
             machine: serde_json::from_slice(&read(MACHINE_JSON)?)?,
             content,
-            copy: wanted.name.map(copy).transpose()?,
+            copy,
             run: wanted.run,
         };
         let disks = plan.content.disks.iter().map(|disk| {
@@ -181,11 +191,7 @@ impl Plan {
     pub(crate) fn monitor(&self) -> Result<PathBuf> {
         let uuid = match &self.copy {
             Some(copy) => copy.uuid.clone(),
-            None => {
-                let domain = definition::parse(&self.xml)?;
-                let uuid = domain.text_of("uuid").map(str::to_owned);
-                uuid.context("the stored definition has no uuid")?
-            }
+            None => uuid_of(&self.xml)?,
         };
         let uri = self.uri.clone();
         Ok(Address { uri, uuid }.to_path())
@@ -317,6 +323,12 @@ impl Defined {
     pub(crate) fn name(&self) -> String {
         self.domain.name()
     }
+}
+
+fn uuid_of(xml: &str) -> Result<String> {
+    let domain = definition::parse(xml)?;
+    let uuid = domain.text_of("uuid").map(str::to_owned);
+    uuid.context("the stored definition has no uuid")
 }
 
 fn text(bytes: Vec<u8>) -> Result<String> {

@@ -35,6 +35,8 @@ pub(crate) struct NewDisk {
 pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) uuid: String,
+    /// It has the original's MAC addresses.
+    pub(crate) keeps_macs: bool,
 }
 
 /// A changed definition.
@@ -57,14 +59,17 @@ pub(crate) fn address_of(machine: &Machine, id: &str) -> Option<String> {
 }
 
 /// The definition with `disks` in the places of the old ones. With `copy` it is that of a copy,
-/// which may run beside the original: it gets that name and uuid, and MAC addresses of its own.
+/// which may run beside the original: it gets that name and uuid, and MAC addresses of its own unless
+/// it keeps them.
 pub(crate) fn change(xml: &str, copy: Option<&Identity>, disks: &[NewDisk]) -> Result<Changed> {
     let mut domain = parse(xml)?;
     let mut changes = Vec::new();
     let mut say = |text: String| changes.push(text);
     if let Some(copy) = copy {
         rename(&mut domain, copy, &mut say);
-        renew_macs(&mut domain, &mut say);
+        if !copy.keeps_macs {
+            renew_macs(&mut domain, &mut say);
+        }
         share_nothing(&mut domain, &mut say);
     }
     put_disks(&mut domain, disks, &mut say)?;
@@ -90,7 +95,9 @@ pub(super) fn parse(xml: &str) -> Result<Element> {
 pub(super) fn rename(domain: &mut Element, copy: &Identity, say: &mut dyn FnMut(String)) {
     let old = domain.text_of("name").unwrap_or_default();
     say(format!("its name is {}, not {old}", copy.name));
-    say("it has a uuid of its own".to_owned());
+    if domain.text_of("uuid") != Some(&copy.uuid) {
+        say("it has a uuid of its own".to_owned());
+    }
     domain.put(Element::of_text("uuid", &copy.uuid));
     domain.put(Element::of_text("name", &copy.name));
     if let Some(genid) = domain.child_mut("genid") {
@@ -367,6 +374,7 @@ mod tests {
         let copy = Identity {
             name: "web2".into(),
             uuid: "u-2".into(),
+            keeps_macs: false,
         };
         let changed = change(XML, Some(&copy), &disks()).unwrap();
         let xml = &changed.xml;
@@ -386,6 +394,15 @@ mod tests {
         assert!(xml.contains("<nvram>/n/fd</nvram>"), "{xml}");
         assert_eq!(changed.networks, ["lan"]);
         assert_eq!(changed.uuid.as_deref(), Some("u-2"));
+        let same = Identity {
+            uuid: "u-1".into(),
+            keeps_macs: true,
+            ..copy
+        };
+        let kept = change(XML, Some(&same), &disks()).unwrap();
+        assert!(kept.xml.contains("52:54:00:00:00:01"), "{}", kept.xml);
+        let said = kept.changes.join("; ");
+        assert!(!said.contains("uuid") && !said.contains("MAC"), "{said}");
     }
 
     #[test]

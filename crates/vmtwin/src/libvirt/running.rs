@@ -119,6 +119,7 @@ mod tests {
         let copy = Identity {
             name: "web2".into(),
             uuid: "u-2".into(),
+            keeps_macs: true,
         };
         let xml = changed(Some(&copy), Network::None);
         for kept in ["52:54:00:00:00:01", "queues=\"4\"", "type=\"ethernet\""] {

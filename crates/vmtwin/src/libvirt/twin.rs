@@ -130,6 +130,7 @@ impl DomainTwin {
         let identity = Identity {
             name: name.to_owned(),
             uuid: VmId::random()?.to_string(),
+            keeps_macs: true,
         };
         let disks = machine.disks.iter().filter(|disk| disk.included);
         let overlays = disks.map(|disk| match disk.firmware {
@@ -394,6 +395,7 @@ mod tests {
         let identity = Identity {
             name: "web-twin-1".into(),
             uuid: "u-2".into(),
+            keeps_macs: true,
         };
         let disk = NewDisk {
             id: "virtio-disk0".into(),
