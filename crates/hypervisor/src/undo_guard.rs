@@ -33,7 +33,8 @@ struct Order {
     deadline_ms: u64,
 }
 
-/// A guard that watches over one thing to undo. Dropping it has it undone.
+/// A guard that watches over one thing to undo. Dropping it has it undone, and waits for that: what
+/// follows may be like what is undone, as the next twin in the same folder is.
 #[derive(Debug)]
 pub struct UndoGuard {
     child: Child,
@@ -81,6 +82,13 @@ impl UndoGuard {
             true => Ok(()),
             false => Err(io::Error::other("the time was over, and the guard acted")),
         }
+    }
+}
+
+impl Drop for UndoGuard {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
