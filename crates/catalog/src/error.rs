@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
-use crate::id::{JobId, StepId};
+use crate::id::{JobId, StepId, TaskId};
 
 /// An error of the catalog.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,12 @@ pub enum Error {
     NoSchedule {
         /// The name that was asked for.
         name: String,
+    },
+    /// No task of this id.
+    #[error("there is no task {task}")]
+    NoTask {
+        /// The id that was asked for.
+        task: TaskId,
     },
     /// This node was removed from the cluster.
     #[error("this node was removed from the cluster; run `vmtwin cluster join TOKEN` on it")]

@@ -86,6 +86,16 @@ uuid_id!(
     JobId,
     "job id"
 );
+uuid_id!(
+    /// A task.
+    TaskId,
+    "task id"
+);
+uuid_id!(
+    /// An entry of the audit.
+    AuditId,
+    "audit id"
+);
 
 /// A step in a job's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

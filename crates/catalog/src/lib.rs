@@ -9,6 +9,8 @@
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
 //! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
+//! | `task` | `task.rs` | commands that a daemon runs for somebody |
+//! | `api_token`, `api_session`, `audit` | `access.rs` | who may ask a daemon for what, and who did |
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `join_token`, `node_certificate` | `membership.rs` | who may speak as a node |
 //! | `setting` | `setting.rs` | texts by key |
@@ -22,14 +24,17 @@
 //!   is found by [`Catalog::dead_jobs`].
 //! - A value that no version of the program writes is an error, never a default.
 
+mod access;
 mod disk;
 mod dump;
 mod error;
+mod history;
 mod id;
 mod job;
 mod membership;
 mod node;
 mod open;
+mod page;
 mod pause;
 mod postgres;
 mod process;
@@ -40,24 +45,29 @@ mod setting;
 mod snapshot;
 mod sql;
 mod step;
+mod task;
 mod text_enum;
 mod timestamp;
 pub mod transition;
 mod vm;
 
+pub use access::{ApiSession, ApiToken, AuditEntry, Scope};
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
-pub use id::{JobId, NodeId, ScheduleId, StepId, VmId};
+pub use history::{Growth, SnapshotSummary};
+pub use id::{AuditId, JobId, NodeId, ScheduleId, StepId, TaskId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
 pub use membership::CertificateState;
 pub use node::{Cluster, NewNode, Node};
 pub use open::Catalog;
+pub use page::{Cursor, Page};
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};
 pub use schedule::{RunOutcome, Schedule, ScheduleRun};
 pub use schema::newest_schema;
 pub use snapshot::{Consistency, Snapshot, SnapshotState};
 pub use step::{NewStep, Step};
+pub use task::{NewTask, Task, TaskEnd, TaskState};
 pub use transition::{JobState, StepState};
 pub use vm::{Connection, ConnectionKind, Inspection, NewVm, Vm, VmRole, VmState};

@@ -3,6 +3,7 @@
 
 use std::str::FromStr;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
 
@@ -51,6 +52,10 @@ impl<'r> Fields<'r> {
         self.get(column)
     }
 
+    pub(crate) fn optional_signed(&self, column: &'static str) -> Result<Option<i64>> {
+        self.get(column)
+    }
+
     /// A count: never negative.
     pub(crate) fn count(&self, column: &'static str) -> Result<u64> {
         let stored: i64 = self.get(column)?;
@@ -94,6 +99,12 @@ impl<'r> Fields<'r> {
     pub(crate) fn json(&self, column: &'static str) -> Result<Value> {
         let text = self.text(column)?;
         serde_json::from_str(&text).map_err(|_| self.damaged(column, text))
+    }
+
+    /// A type that is kept as JSON.
+    pub(crate) fn typed<T: DeserializeOwned>(&self, column: &'static str) -> Result<T> {
+        let text = self.text(column)?;
+        serde_json::from_str(&text).map_err(|error| self.damaged(column, error.to_string()))
     }
 
     pub(crate) fn optional_json(&self, column: &'static str) -> Result<Option<Value>> {
