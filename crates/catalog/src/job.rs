@@ -238,6 +238,20 @@ impl Catalog {
         rows.iter().map(from_row).collect()
     }
 
+    /// The latest backup of every VM that had one, however it ended.
+    pub async fn latest_backups(&self) -> Result<Vec<Job>> {
+        let mut read = self.read().await?;
+        let rows = query(
+            "SELECT j.* FROM vm v JOIN job j ON j.id = (SELECT l.id FROM job l \
+             WHERE l.vm_id = v.id AND l.kind = $1 ORDER BY l.started_at DESC LIMIT 1)",
+        )
+        .bind(JobKind::Backup.as_str())
+        .fetch_all(&mut read)
+        .await
+        .map_err(database("list the latest backups"))?;
+        rows.iter().map(from_row).collect()
+    }
+
     /// One job.
     pub async fn job(&self, id: &JobId) -> Result<Job> {
         find(&mut self.read().await?, id).await

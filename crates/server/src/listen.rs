@@ -1,5 +1,6 @@
-//! The server: HTTP/1.1 over TLS with limits on everything a stranger can use up, and an end that
-//! lets what was begun come to its end.
+//! The server: HTTP/1.1 with limits on everything a stranger can use up, and an end that lets what
+//! was begun come to its end. Over TLS with certificates on both sides for nodes; for people over TLS
+//! with the server's alone, or over none.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -18,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::sha256_hex;
-use crate::tls::{Credentials, PeerCertificate};
+use crate::tls::{Credentials, PeerCertificate, ServerCertificate};
 
 /// What clients may use up.
 #[derive(Debug, Clone)]
@@ -47,21 +49,45 @@ impl Default for Limits {
     }
 }
 
+/// The address that a request comes from, of a port for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub std::net::IpAddr);
+
 /// A port that is listened at.
 pub struct Listener {
     listener: TcpListener,
-    tls: TlsAcceptor,
+    /// None: plain HTTP.
+    tls: Option<TlsAcceptor>,
     limits: Limits,
 }
 
 impl Listener {
-    /// Listens; port 0 takes a free one.
+    /// Listens for nodes; port 0 takes a free one.
     pub async fn bind(
         address: SocketAddr,
         credentials: &Credentials,
         limits: Limits,
     ) -> Result<Self> {
         let tls = TlsAcceptor::from(Arc::new(credentials.server()?));
+        Self::bind_with(address, Some(tls), limits).await
+    }
+
+    /// Listens for people, over plain HTTP where there is no certificate.
+    pub async fn bind_for_people(
+        address: SocketAddr,
+        certificate: Option<&ServerCertificate>,
+        limits: Limits,
+    ) -> Result<Self> {
+        let config = certificate.map(ServerCertificate::server).transpose()?;
+        let tls = config.map(|config| TlsAcceptor::from(Arc::new(config)));
+        Self::bind_with(address, tls, limits).await
+    }
+
+    async fn bind_with(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        limits: Limits,
+    ) -> Result<Self> {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|source| Error::Listen { address, source })?;
         Ok(Self {
@@ -77,7 +103,7 @@ impl Listener {
     }
 
     /// Serves until `end` is over, then lets the requests end that were begun. Requests carry a
-    /// [`PeerCertificate`] as an extension.
+    /// [`PeerAddress`] as an extension, and over TLS a [`PeerCertificate`].
     pub async fn serve(self, router: Router, end: impl Future<Output = ()>) {
         let router = router.layer(DefaultBodyLimit::max(self.limits.body_bytes));
         let room = Arc::new(Semaphore::new(self.limits.connections));
@@ -124,19 +150,35 @@ impl Listener {
 }
 
 struct Connection {
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     limits: Limits,
     router: Router,
     ended: watch::Receiver<bool>,
 }
 
 impl Connection {
-    async fn serve(mut self, stream: TcpStream) {
-        let Ok(Ok(stream)) = timeout(self.limits.head, self.tls.accept(stream)).await else {
+    async fn serve(self, stream: TcpStream) {
+        let Ok(address) = stream.peer_addr() else {
+            return;
+        };
+        let router = self.router.clone();
+        let router = router.layer(axum::Extension(PeerAddress(address.ip())));
+        let Some(tls) = &self.tls else {
+            return self.converse(stream, router).await;
+        };
+        let Ok(Ok(stream)) = timeout(self.limits.head, tls.accept(stream)).await else {
             tracing::debug!("a handshake failed");
             return;
         };
-        let router = self.router.layer(axum::Extension(peer(&stream)));
+        let router = router.layer(axum::Extension(peer(&stream)));
+        self.converse(stream, router).await;
+    }
+
+    async fn converse(
+        mut self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        router: Router,
+    ) {
         let mut server = hyper::server::conn::http1::Builder::new();
         server
             .timer(TokioTimer::new())

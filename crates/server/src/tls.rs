@@ -1,4 +1,4 @@
-//! What each side proves to the other. TLS 1.3 and nothing older.
+//! What each side proves to the other. Between nodes TLS 1.3 and nothing older.
 //!
 //! - A node shows a certificate of the cluster's authority, whose one name is made of its id and
 //!   the cluster's. Who asks it expects that name: an address does not say who is there.
@@ -37,6 +37,50 @@ pub struct Credentials {
     pub key: Zeroizing<String>,
     /// The authority's certificate.
     pub authority: String,
+}
+
+/// The certificate of a server for people and its key, PEM. Who asks shows none.
+#[derive(Clone)]
+pub struct ServerCertificate {
+    /// The certificate, and those between it and an authority.
+    pub chain: String,
+    /// Its private key.
+    pub key: Zeroizing<String>,
+}
+
+impl ServerCertificate {
+    /// One that signs itself, for these names and addresses: browsers ask before they trust it.
+    pub fn self_signed(names: Vec<String>) -> Result<Self> {
+        let made = rcgen::generate_simple_self_signed(names).map_err(Error::Certificate)?;
+        Ok(Self {
+            chain: made.cert.pem(),
+            key: Zeroizing::new(made.signing_key.serialize_pem()),
+        })
+    }
+
+    /// SHA-256 of the certificate.
+    pub fn fingerprint(&self) -> Result<String> {
+        crate::authority::fingerprint_of_pem(&self.chain)
+    }
+
+    pub(crate) fn server(&self) -> Result<ServerConfig> {
+        let what = "the certificate of this server";
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|_| Error::Pem { what })?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes());
+        let key = key.map_err(|_| Error::Pem {
+            what: "the key of this server",
+        })?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(tls)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(tls)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
 }
 
 /// The one name of a node's certificate.

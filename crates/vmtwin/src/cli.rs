@@ -5,6 +5,7 @@ pub(crate) mod files;
 pub(crate) mod repo;
 mod restore;
 mod schedule;
+mod serve;
 mod upkeep;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use backup::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
 pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
+pub(crate) use serve::{ServeArgs, TokenCommand};
 pub(crate) use upkeep::{CheckArgs, CopyArgs, ForgetArgs, PruneArgs, SnapshotCommand, VerifyArgs};
 
 use crate::twin_args::TwinArgs;
@@ -75,6 +77,9 @@ pub(crate) struct Global {
     /// No progress bars
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+    /// Started by another vmtwin: progress in lines, and the end of stdin is a Ctrl-C
+    #[arg(long, global = true, hide = true)]
+    pub(crate) worker: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,8 +132,11 @@ pub(crate) enum Command {
     /// Back up the configuration of a cluster's hosts, and the database they share
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Follow the schedules of this host, and answer the other nodes of its cluster
-    Serve(crate::cluster::cli::ServeArgs),
+    /// Follow schedules, serve the API and the pages, and answer the other nodes of a cluster
+    Serve(Box<ServeArgs>),
+    /// Who may use the API and the pages of `vmtwin serve`
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Look after the catalog: copy it, move it to a database that hosts share
     #[command(subcommand)]
     Catalog(CatalogCommand),

@@ -8,6 +8,8 @@
 //!   HOME/password-NAME  of the further repository of that name
 //!   HOME/password       made by `init` where none was given; for this user alone
 //!   HOME/run/TAG/       sockets and scratch images of one backup, gone with it
+//!   HOME/serve/         certificate of the daemon that it made for itself
+//!   HOME/restored/      what was restored over the API
 //!   HOME/spool/         unlinked spool files
 //! ```
 
@@ -135,6 +137,13 @@ impl Home {
     /// Folder of archives of the cluster's configuration.
     pub(crate) fn cluster_dir(&self) -> Result<PathBuf> {
         let dir = self.dir.join("cluster");
+        private_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// Folder of the daemon's own certificate.
+    pub(crate) fn serve_dir(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("serve");
         private_dir(&dir)?;
         Ok(dir)
     }

@@ -4,6 +4,7 @@
 //! [`recover`]) over hypervisor, repository, catalog, NBD and migration streams. Errors are values
 //! down there; here, at the edge, the chain is printed once, with what to do next.
 
+mod api;
 mod backup;
 mod cancel;
 mod cli;
@@ -24,6 +25,7 @@ mod restore;
 mod settle;
 mod source;
 mod standby;
+mod task;
 mod timer;
 mod twin_args;
 mod twin_row;
@@ -89,7 +91,13 @@ fn init_logging() {
 fn run(cli: &Cli) -> Result<i32> {
     let cancel = Cancel::on_signals()?;
     let home = Home::open(&cli.global, &cancel)?;
-    let ui = Ui::new(cli.global.json, cli.global.quiet);
+    let ui = match cli.global.worker {
+        true => {
+            task::watch_parent(&cancel);
+            Ui::for_worker(cli.global.json)
+        }
+        false => Ui::new(cli.global.json, cli.global.quiet),
+    };
     let upkeep = Upkeep {
         home: &home,
         ui: &ui,
@@ -127,6 +135,7 @@ fn run(cli: &Cli) -> Result<i32> {
         | Command::Snapshot(_)
         | Command::Schedule(_)
         | Command::Serve(_)
+        | Command::Token(_)
         | Command::Recover => {
             let db = Db::open(&home)?;
             let cx = Cx {
@@ -169,6 +178,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
         Command::Twin(command) => standby::run(cx, command),
         Command::Schedule(args) => command::schedule::run(cx, args),
         Command::Serve(args) => daemon::serve(cx, args).map(|()| 0),
+        Command::Token(args) => command::token::run(cx, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {
             recover::dead_jobs(cx)?;
             let report = verify::run(cx, args)?;

@@ -1,20 +1,28 @@
 //! What the user sees: results on stdout, progress and notes on stderr.
 
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use serde::Serialize;
 use vmtwin_repository::{Progress, ProgressDelta};
 
 use crate::cancel::Cancel;
+use crate::task::{MARK, Progress as Told};
+
+/// How often progress is told to the process that started this one.
+const TELL: Duration = Duration::from_millis(300);
 
 /// How results and progress are shown.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Ui {
     json: bool,
     bars: bool,
+    /// Bars whose progress is told in lines.
+    told: Option<Arc<Mutex<Vec<WeakProgressBar>>>>,
 }
 
 impl Ui {
@@ -22,6 +30,19 @@ impl Ui {
         Ui {
             json,
             bars: !quiet && std::io::stderr().is_terminal(),
+            told: None,
+        }
+    }
+
+    /// Of a process that another one started and listens to.
+    pub(crate) fn for_worker(json: bool) -> Ui {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let bars = Arc::clone(&told);
+        thread::spawn(move || tell_progress(&bars));
+        Ui {
+            json,
+            bars: false,
+            told: Some(told),
         }
     }
 
@@ -59,8 +80,7 @@ impl Ui {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_prefix(label.to_owned());
-        bar
+        self.begin(bar, label)
     }
 
     /// A spinner for work of unknown length.
@@ -69,8 +89,16 @@ impl Ui {
         if let Ok(style) = ProgressStyle::with_template("{prefix:24!} {spinner} {elapsed} {msg}") {
             bar.set_style(style);
         }
-        bar.set_prefix(label.to_owned());
         bar.enable_steady_tick(Duration::from_millis(100));
+        self.begin(bar, label)
+    }
+
+    fn begin(&self, bar: ProgressBar, label: &str) -> ProgressBar {
+        bar.set_prefix(label.to_owned());
+        if let Some(told) = &self.told {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.push(bar.downgrade());
+        }
         bar
     }
 
@@ -79,6 +107,33 @@ impl Ui {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
+        }
+    }
+}
+
+/// Writes the progress of the latest bar, when it has moved, as lines that are not for people.
+fn tell_progress(bars: &Mutex<Vec<WeakProgressBar>>) {
+    use std::io::Write;
+    let mut before = None;
+    loop {
+        thread::sleep(TELL);
+        let latest = {
+            let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
+            bars.retain(|bar| bar.upgrade().is_some_and(|bar| !bar.is_finished()));
+            bars.last().and_then(WeakProgressBar::upgrade)
+        };
+        let Some(bar) = latest else { continue };
+        let now = Told {
+            label: bar.prefix(),
+            done: bar.position(),
+            total: bar.length(),
+        };
+        drop(bar);
+        if before.as_ref() != Some(&now)
+            && let Ok(line) = serde_json::to_string(&now)
+        {
+            let _ = writeln!(std::io::stderr(), "{MARK}{line}");
+            before = Some(now);
         }
     }
 }

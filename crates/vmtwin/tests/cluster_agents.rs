@@ -25,7 +25,7 @@ struct Agent(Child);
 impl Agent {
     fn start(vmtwin: &Vmtwin, listen: &str, more: &[(&str, &str)]) -> Agent {
         let child = vmtwin
-            .command(&["serve", "--listen", listen])
+            .command(&["serve", "--listen", "127.0.0.1:0", "--agent-listen", listen])
             .envs(more.iter().copied())
             .stderr(std::fs::File::create(vmtwin.path("agent.log")).unwrap())
             .spawn()
@@ -267,7 +267,16 @@ fn who_is_no_node_gets_nothing() {
     assert_eq!(ask(Some(&two), "/v1/node/config"), "403");
     two.fails(&["cluster", "collect"], &["was removed"]);
     drop(agent2);
-    two.fails(&["serve", "--listen", "127.0.0.1:0"], &["was removed"]);
+    two.fails(
+        &[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--agent-listen",
+            "127.0.0.1:0",
+        ],
+        &["was removed"],
+    );
     let nodes = one.json(&["cluster", "nodes"]);
     assert_eq!(nodes.as_array().unwrap().len(), 1);
 }

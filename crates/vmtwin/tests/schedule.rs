@@ -85,7 +85,10 @@ fn what_is_due_happens_once_whoever_looks() {
     let again = vmtwin.run(&OFTEN);
     assert!(told(&again).contains("already"), "{}", told(&again));
 
-    let followers = [follow(&vmtwin, ""), follow_by(&vmtwin, &["serve"], "")];
+    let followers = [
+        follow(&vmtwin, ""),
+        follow_by(&vmtwin, &["serve", "--listen", "127.0.0.1:0"], ""),
+    ];
     wait_until("no two runs", || {
         with_outcome(&runs(&vmtwin, "often"), "done") >= 4
     });

@@ -29,10 +29,10 @@ use tokio::sync::Mutex;
 use vmtwin_catalog::CertificateState;
 use vmtwin_server::{Limits, Listener, PeerCertificate, Problem};
 
-use super::cli::ServeArgs;
 use super::membership::{self, JoinRequest};
 use super::node::{Identity, collect};
 use crate::cancel::Cancel;
+use crate::cli::ServeArgs;
 use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
@@ -107,7 +107,7 @@ pub(crate) fn serve(
     });
     let runtime = super::ask::runtime()?;
     let served = runtime.block_on(async {
-        let listener = Listener::bind(args.listen, &credentials, Limits::default()).await?;
+        let listener = Listener::bind(args.agent_listen, &credentials, Limits::default()).await?;
         let address = advertised(&agent, args, &listener)?;
         see(&agent, &address).await?;
         ui.note(&format!(
@@ -136,7 +136,7 @@ fn advertised(agent: &Agent, args: &ServeArgs, listener: &Listener) -> Result<St
     if let Some(address) = &args.advertise {
         return Ok(address.clone());
     }
-    let bound = listener.address().unwrap_or(args.listen);
+    let bound = listener.address().unwrap_or(args.agent_listen);
     if !bound.ip().is_unspecified() {
         return Ok(bound.to_string());
     }
@@ -156,7 +156,8 @@ fn advertised(agent: &Agent, args: &ServeArgs, listener: &Listener) -> Result<St
     Ok(format!("{host}:{}", bound.port()))
 }
 
-async fn until_cancelled(cancel: &Cancel) {
+/// Until somebody asks for the end.
+pub(crate) async fn until_cancelled(cancel: &Cancel) {
     while !cancel.is_set() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -1,6 +1,5 @@
 //! The command line of `vmtwin cluster`.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -186,23 +185,6 @@ pub(crate) struct ClusterJoinArgs {
     /// Leave the guests in the table of this host behind; its file stays where it is
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  vmtwin serve\n  vmtwin serve --listen 10.0.0.1:7420\n  \
-    vmtwin serve --advertise node1.example.net:7420\n\nA host that is in no cluster listens \
-    nowhere: only its schedules are followed (vmtwin schedule). It ends on SIGTERM or Ctrl-C, and lets the \
-    requests end that were begun. Nodes prove who they are by certificates of the cluster's own \
-    authority (TLS 1.3 on both sides)."
-)]
-pub(crate) struct ServeArgs {
-    /// Where to listen
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:7420")]
-    pub(crate) listen: SocketAddr,
-    /// Where others reach it [default: where it listens, or as it joined]
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) advertise: Option<String>,
 }
 
 /// `90s`, `15m`, `2h`.

@@ -13,7 +13,7 @@
 pub(crate) mod agent;
 mod apply;
 mod ask;
-mod backup;
+pub(crate) mod backup;
 pub(crate) mod cli;
 mod libvirt;
 pub(crate) mod membership;

@@ -11,5 +11,6 @@ pub(crate) mod restore;
 pub(crate) mod schedule;
 pub(crate) mod shell;
 pub(crate) mod snapshot;
+pub(crate) mod token;
 pub(crate) mod upkeep;
 pub(crate) mod vm;

@@ -8,6 +8,7 @@ use vmtwin_catalog::{RunOutcome, Schedule, ScheduleRun, VmRole};
 
 use crate::backup::Cx;
 use crate::cli::{ScheduleAddArgs, ScheduleCommand};
+use crate::task::Runner;
 use crate::timer::{self, Done, Spec, When};
 use crate::ui::table;
 
@@ -44,7 +45,7 @@ pub(crate) fn run(cx: &Cx<'_>, command: &ScheduleCommand) -> Result<i32> {
         ScheduleCommand::Follow => {
             cx.ui
                 .note("following the schedules of this host; Ctrl-C ends it");
-            timer::follow(cx, &|| false)?;
+            timer::follow(cx, &Runner::new(cx.home, 1)?, &|| false)?;
         }
     }
     Ok(0)
@@ -170,15 +171,7 @@ fn run_now(cx: &Cx<'_>, name: &str) -> Result<i32> {
 
 fn shown(cx: &Cx<'_>, schedule: Schedule) -> Result<Shown> {
     let spec = Spec::of(&schedule)?;
-    let mut next = Vec::new();
-    let mut at = OffsetDateTime::now_utc();
-    while next.len() < SHOWN_DUE {
-        let Some(due) = spec.next_due(schedule.created_at, at)? else {
-            break;
-        };
-        next.push(rfc3339(due));
-        at = due;
-    }
+    let next = next_due(&spec, schedule.created_at, SHOWN_DUE)?;
     let runs = cx
         .db
         .run(async |c| c.runs(&schedule.id, SHOWN_RUNS).await)?;
@@ -191,12 +184,27 @@ fn shown(cx: &Cx<'_>, schedule: Schedule) -> Result<Shown> {
     })
 }
 
+/// The next due times, RFC 3339.
+pub(crate) fn next_due(spec: &Spec, created: OffsetDateTime, count: usize) -> Result<Vec<String>> {
+    let mut next = Vec::new();
+    let mut at = OffsetDateTime::now_utc();
+    while next.len() < count {
+        let Some(due) = spec.next_due(created, at)? else {
+            break;
+        };
+        next.push(rfc3339(due));
+        at = due;
+    }
+    Ok(next)
+}
+
 fn rfc3339(time: OffsetDateTime) -> String {
     let seconds = time.replace_nanosecond(0).unwrap_or(time);
     seconds.format(&Rfc3339).unwrap_or_default()
 }
 
-fn when(spec: &Spec) -> String {
+/// When it is due, in words.
+pub(crate) fn when(spec: &Spec) -> String {
     match &spec.when {
         When::On(calendar) => calendar.clone(),
         When::EveryS(seconds) => match seconds {
@@ -208,7 +216,8 @@ fn when(spec: &Spec) -> String {
     }
 }
 
-fn guests(spec: &Spec) -> String {
+/// Of what, in words.
+pub(crate) fn guests(spec: &Spec) -> String {
     match &spec.vms {
         None => "all".to_owned(),
         Some(names) => names.join(", "),

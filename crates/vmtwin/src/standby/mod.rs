@@ -133,7 +133,7 @@ fn detached(dir: &Path, log: &Path) -> Result<Child> {
         bail!("there is a standby of this name; see: vmtwin twin list");
     }
     Command::new("/proc/self/exe")
-        .args(std::env::args_os().skip(1))
+        .args(crate::task::own_arguments())
         .arg("--foreground")
         .env_remove("VMTWIN_PASSWORD")
         .stdin(Stdio::null())

@@ -26,6 +26,7 @@ use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
 
 use crate::backup::Cx;
 use crate::recover;
+use crate::task::Runner;
 
 pub(crate) use spec::{Spec, When};
 pub(crate) use work::{Done, run_now};
@@ -44,7 +45,7 @@ pub(crate) fn host() -> Result<String> {
 }
 
 /// Starts what is due, until it is told to end, or `over` says so; what runs then is ended in order.
-pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
+pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> Result<()> {
     let host = host()?;
     let busy = Mutex::new(HashSet::new());
     // What an earlier process began is undone now, not with a guest's next backup.
@@ -52,6 +53,7 @@ pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
         cx.ui.note(&format!("warning: {error:#}"));
     }
     mark_dead_runs(cx)?;
+    runner.clean_up()?;
     let long_ago = OffsetDateTime::now_utc() - MEMORY;
     cx.db.run(async |c| c.forget_runs(long_ago).await)?;
     thread::scope(|scope| {
@@ -74,7 +76,7 @@ pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
                 }
                 let busy = &busy;
                 scope.spawn(move || {
-                    work::run(cx, &due);
+                    work::run(cx, runner, &due);
                     lock(busy).remove(&id);
                 });
             }

@@ -1,30 +1,22 @@
 //! What a schedule does when it is due: a backup of each of its guests, then retention.
 
 use std::collections::VecDeque;
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::Result;
 use serde::Serialize;
-use serde_json::Value;
 use time::OffsetDateTime;
-use vmtwin_catalog::{RunOutcome, Schedule, Vm, VmRole};
+use vmtwin_catalog::{NewTask, RunOutcome, Schedule, TaskState, Vm, VmRole};
 
 use super::spec::Spec;
 use super::{Due, lock};
 use crate::backup::{Cx, shuffle};
+use crate::task::{Ended, Runner};
 
 /// What stands for the work after the guests.
 const RETENTION: &str = "retention";
-/// Exit code of what was done with warnings.
-const WITH_WARNINGS: i32 = 3;
-const POLL: Duration = Duration::from_millis(100);
-/// Longest answer of a command that is kept.
-const MAX_ANSWER_BYTES: u64 = 4 << 20;
 /// Longest note.
 const MAX_NOTE_CHARS: usize = 500;
 
@@ -39,9 +31,16 @@ pub(crate) struct Done {
 }
 
 /// Does what is due.
-pub(super) fn run(cx: &Cx<'_>, due: &Due) {
+pub(super) fn run(cx: &Cx<'_>, runner: &Runner, due: &Due) {
     let name = &due.schedule.name;
-    match all(cx, &due.schedule, &due.spec, due.at, Some(due.begins)) {
+    match all(
+        cx,
+        runner,
+        &due.schedule,
+        &due.spec,
+        due.at,
+        Some(due.begins),
+    ) {
         Ok(done) => {
             for one in done {
                 let note = one.note.map_or(String::new(), |note| format!(": {note}"));
@@ -56,11 +55,20 @@ pub(super) fn run(cx: &Cx<'_>, due: &Due) {
 /// Does it at once.
 pub(crate) fn run_now(cx: &Cx<'_>, schedule: &Schedule) -> Result<Vec<Done>> {
     let spec = Spec::of(schedule)?;
-    all(cx, schedule, &spec, OffsetDateTime::now_utc(), None)
+    let runner = Runner::new(cx.home, 1)?;
+    all(
+        cx,
+        &runner,
+        schedule,
+        &spec,
+        OffsetDateTime::now_utc(),
+        None,
+    )
 }
 
 fn all(
     cx: &Cx<'_>,
+    runner: &Runner,
     schedule: &Schedule,
     spec: &Spec,
     at: OffsetDateTime,
@@ -69,6 +77,7 @@ fn all(
     crate::libvirt::table::follow(cx)?;
     let run = Run {
         cx,
+        runner,
         schedule,
         spec,
         at,
@@ -108,6 +117,7 @@ fn all(
 
 struct Run<'a> {
     cx: &'a Cx<'a>,
+    runner: &'a Runner,
     schedule: &'a Schedule,
     spec: &'a Spec,
     at: OffsetDateTime,
@@ -168,14 +178,14 @@ impl Run<'_> {
         let mut arguments = vec!["backup".to_owned()];
         arguments.extend(self.spec.backup_options());
         arguments.extend(["--".to_owned(), name.to_owned()]);
-        let (code, answer, said) = self.ours(&arguments)?;
-        let report = &answer[0];
+        let ended = self.ours("backup", name, arguments)?;
+        let report = &ended.result[0];
         let text = |key: &str| report[key].as_str().map(str::to_owned);
         let warning = report["warnings"][0].as_str().map(str::to_owned);
-        Ok(match code {
-            Some(0) => (RunOutcome::Done, text("snapshot")),
-            Some(WITH_WARNINGS) => (RunOutcome::Warnings, warning.or(text("snapshot"))),
-            _ => (RunOutcome::Failed, text("error").or(Some(said))),
+        Ok(match ended.state {
+            TaskState::Done => (RunOutcome::Done, text("snapshot")),
+            TaskState::Warnings => (RunOutcome::Warnings, warning.or(text("snapshot"))),
+            _ => (RunOutcome::Failed, text("error").or(Some(ended.said))),
         })
     }
 
@@ -188,14 +198,14 @@ impl Run<'_> {
             if self.spec.keep.prune && number + 1 == names.len() {
                 arguments.push("--prune".to_owned());
             }
-            let (code, _, said) = self.ours(&arguments)?;
-            match code {
-                Some(0) => {}
-                Some(WITH_WARNINGS) if worst.0 == RunOutcome::Done => {
-                    worst = (RunOutcome::Warnings, Some(said));
+            let ended = self.ours("snapshot forget", name, arguments)?;
+            match ended.state {
+                TaskState::Done => {}
+                TaskState::Warnings if worst.0 == RunOutcome::Done => {
+                    worst = (RunOutcome::Warnings, Some(ended.said));
                 }
-                Some(WITH_WARNINGS) => {}
-                _ => worst = (RunOutcome::Failed, Some(format!("{name}: {said}"))),
+                TaskState::Warnings => {}
+                _ => worst = (RunOutcome::Failed, Some(format!("{name}: {}", ended.said))),
             }
             if self.cx.cancel.is_set() {
                 break;
@@ -204,44 +214,16 @@ impl Run<'_> {
         Ok(worst)
     }
 
-    /// Runs this program; gives its exit code, the document it printed, and the last line it said.
-    fn ours(&self, arguments: &[String]) -> Result<(Option<i32>, Value, String)> {
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["--json", "--quiet"]).args(arguments);
-        self.cx.home.pass_on(&mut command);
-        command.stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("a command cannot be started")?;
-        let answer = child.stdout.take().map(|out| thread::spawn(|| all_of(out)));
-        let said = child.stderr.take().map(|out| thread::spawn(|| all_of(out)));
-        let status = self.wait(&mut child)?;
-        let text = |reader: Option<thread::JoinHandle<String>>| {
-            reader
-                .and_then(|thread| thread.join().ok())
-                .unwrap_or_default()
+    /// Runs a command of this program.
+    fn ours(&self, command: &str, vm: &str, arguments: Vec<String>) -> Result<Ended> {
+        let new = NewTask {
+            command: command.to_owned(),
+            arguments,
+            asked_by: format!("schedule {}", self.schedule.name),
+            asked_key: None,
+            vm_name: Some(vm.to_owned()),
         };
-        let (answer, said) = (text(answer), text(said));
-        let last = said.lines().rev().find(|line| !line.trim().is_empty());
-        let last = last
-            .unwrap_or("it said nothing")
-            .trim_start_matches("error: ");
-        let document = serde_json::from_str(&answer).unwrap_or(Value::Null);
-        Ok((status.code(), document, last.to_owned()))
-    }
-
-    /// Told to end, a command undoes what it began.
-    fn wait(&self, child: &mut Child) -> Result<std::process::ExitStatus> {
-        let mut told = false;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            if self.cx.cancel.is_set() && !told {
-                let _ = kill_process(Pid::from_child(child), Signal::INT);
-                told = true;
-            }
-            thread::sleep(POLL);
-        }
+        self.runner.run(&new, &|| self.cx.cancel.is_set())
     }
 }
 
@@ -252,13 +234,4 @@ impl Spec {
         let window = self.window_s.map(Duration::from_secs);
         window.is_some_and(|window| now > begins + window)
     }
-}
-
-fn all_of(out: impl Read) -> String {
-    let mut bytes = Vec::new();
-    let mut limited = out.take(MAX_ANSWER_BYTES);
-    let _ = limited.read_to_end(&mut bytes);
-    // A command must never wait for us to read on.
-    let _ = std::io::copy(&mut limited.into_inner(), &mut std::io::sink());
-    String::from_utf8_lossy(&bytes).into_owned()
 }

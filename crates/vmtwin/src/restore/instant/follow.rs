@@ -51,7 +51,7 @@ pub(crate) enum Followed {
 pub(crate) fn start_keeper(cancelled: &dyn Fn() -> bool) -> io::Result<Said> {
     let mut child = Command::new("/proc/self/exe");
     // The words of the user, whatever they are; the keeper is told apart by its own name.
-    child.arg0(KEEPER_NAME).args(std::env::args_os().skip(1));
+    child.arg0(KEEPER_NAME).args(crate::task::own_arguments());
     child.stdin(Stdio::null()).stdout(Stdio::piped());
     child.stderr(Stdio::null());
     let mut child = child.spawn()?;
