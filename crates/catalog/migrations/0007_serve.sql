@@ -14,6 +14,7 @@ CREATE TABLE task (
     exit_code  BIGINT,
     error      TEXT,
     result     TEXT,
+    text       TEXT,
     log        TEXT,
     UNIQUE (asked_by, asked_key)
 );

@@ -43,12 +43,14 @@ async fn a_task_is_wanted_once_by_a_key() {
         exit_code: Some(3),
         error: None,
         result: Some(json!([{"snapshot": "1a"}])),
+        text: Some("web: 1a".into()),
         log: "a\nb".into(),
     };
     catalog.end_task(&first.id, &end).await.unwrap();
     let ended = catalog.task(&first.id).await.unwrap();
     assert_eq!((ended.state, ended.exit_code), (end.state, end.exit_code));
-    assert_eq!((ended.result, ended.log), (end.result, Some(end.log)));
+    assert_eq!((ended.result, ended.text), (end.result, end.text));
+    assert_eq!(ended.log, Some(end.log));
     assert!(catalog.dead_tasks().await.unwrap().is_empty());
     catalog
         .forget_tasks(OffsetDateTime::now_utc() + Duration::DAY)

@@ -77,6 +77,33 @@ pub(crate) struct Global {
     /// No progress bars
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+    /// Run the command on the host where a `vmtwin serve` is; paths are that host's [token: VMTWIN_TOKEN]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_SERVER",
+        value_name = "URL",
+        help_heading = "Server"
+    )]
+    pub(crate) server: Option<String>,
+    /// Certificate that the server's must be signed by, PEM [default: what this machine trusts]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_SERVER_CA",
+        value_name = "FILE",
+        help_heading = "Server"
+    )]
+    pub(crate) server_ca: Option<PathBuf>,
+    /// File whose first line is the token for the server
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Server"
+    )]
+    pub(crate) token_file: Option<PathBuf>,
     /// Started by another vmtwin: progress in lines, and the end of stdin is a Ctrl-C
     #[arg(long, global = true, hide = true)]
     pub(crate) worker: bool,

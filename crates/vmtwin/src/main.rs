@@ -21,6 +21,7 @@ mod isolated;
 mod journal;
 mod libvirt;
 mod recover;
+mod remote;
 mod restore;
 mod settle;
 mod source;
@@ -90,11 +91,18 @@ fn init_logging() {
 
 fn run(cli: &Cli) -> Result<i32> {
     let cancel = Cancel::on_signals()?;
+    if let Some(server) = &cli.global.server
+        && !cli.global.worker
+        && !command::is_local(&cli.command)
+    {
+        let ui = Ui::new(cli.global.json, cli.global.quiet);
+        return remote::run(server, &cli.global, &ui, &cancel);
+    }
     let home = Home::open(&cli.global, &cancel)?;
     let ui = match cli.global.worker {
         true => {
             task::watch_parent(&cancel);
-            Ui::for_worker(cli.global.json)
+            Ui::for_worker()
         }
         false => Ui::new(cli.global.json, cli.global.quiet),
     };

@@ -218,6 +218,7 @@ async fn look(
         exit_code: ended.exit_code.map(i64::from),
         error: (!good).then_some(ended.said),
         result: Some(ended.result),
+        text: ended.text,
         log: None,
     };
     Ok(Json(job).into_response())
@@ -244,9 +245,11 @@ async fn full(api: &Shared, id: &TaskId) -> Answer<Job> {
             });
         }
         let mut task = api.db.run(async |c| c.task(&id).await)?;
-        let (result, log) = (task.result.take(), task.log.take());
+        let (result, text) = (task.result.take(), task.text.take());
+        let log = task.log.take();
         Ok(Job {
             result,
+            text,
             log: Some(log.map_or_else(Vec::new, |log| log.lines().map(str::to_owned).collect())),
             ..Job::from(task)
         })

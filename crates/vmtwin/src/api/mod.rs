@@ -186,8 +186,8 @@ fn own_certificate(home: &Home, listen: SocketAddr) -> Result<ServerCertificate>
 }
 
 /// Serves until `end`.
-pub(crate) async fn serve(api: Shared, listener: Listener, end: impl Future<Output = ()>) {
-    listener.serve(router(&api), end).await;
+pub(crate) async fn serve(api: &Shared, listener: Listener, end: impl Future<Output = ()>) {
+    listener.serve(router(api), end).await;
 }
 
 fn router(api: &Shared) -> Router {

@@ -14,3 +14,13 @@ pub(crate) mod snapshot;
 pub(crate) mod token;
 pub(crate) mod upkeep;
 pub(crate) mod vm;
+
+use crate::cli::Command;
+
+/// Whether a command is of this machine alone, and never sent to a server.
+pub(crate) fn is_local(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Completions { .. } | Command::Man { .. } | Command::Serve(_)
+    )
+}

@@ -29,7 +29,7 @@ use crate::db::Db;
 use crate::home::Home;
 
 pub(crate) use hub::{Event, Hub, Live};
-pub(crate) use process::{MARK, Progress, own_arguments, watch_parent};
+pub(crate) use process::{MARK, Printed, Progress, own_arguments, watch_parent};
 
 /// Tasks that wait at most.
 const MAX_QUEUED: usize = 256;
@@ -43,6 +43,8 @@ pub(crate) struct Ended {
     pub(crate) exit_code: Option<i32>,
     /// The document that it printed.
     pub(crate) result: Value,
+    /// The same for people.
+    pub(crate) text: Option<String>,
     /// The last it said.
     pub(crate) said: String,
 }
@@ -97,6 +99,7 @@ impl Runner {
                 exit_code: None,
                 error: Some("vmtwin serve was killed; what it had begun was undone".to_owned()),
                 result: None,
+                text: None,
                 log: String::new(),
             };
             self.db.run(async |c| c.end_task(&task.id, &end).await)?;
@@ -210,6 +213,7 @@ impl Runner {
             state: TaskState::Failed,
             exit_code: None,
             result: Value::Null,
+            text: None,
             said: format!("{error:#}"),
         });
         self.finish(task, &ended)?;
@@ -223,6 +227,7 @@ impl Runner {
             error: (!matches!(ended.state, TaskState::Done | TaskState::Warnings))
                 .then(|| ended.said.clone()),
             result: Some(ended.result.clone()).filter(|result| !result.is_null()),
+            text: ended.text.clone(),
             log: self.hub.log(&task.id).join("\n"),
         };
         let noted = self.db.run(async |c| c.end_task(&task.id, &end).await);
@@ -236,6 +241,7 @@ fn cancelled_before_it_began() -> Ended {
         state: TaskState::Cancelled,
         exit_code: None,
         result: Value::Null,
+        text: None,
         said: "cancelled before it began".to_owned(),
     }
 }
