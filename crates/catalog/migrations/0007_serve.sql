@@ -52,4 +52,5 @@ CREATE INDEX audit_by_time ON audit (at);
 
 -- Pages and sums over long histories, without reading reports.
 CREATE INDEX snapshot_growth ON snapshot (time, id, bytes_read, bytes_new, bytes_stored);
+CREATE INDEX snapshot_trend ON snapshot (vm_name, time, bytes_new, bytes_stored);
 CREATE INDEX job_latest ON job (vm_id, kind, started_at);

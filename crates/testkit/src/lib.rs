@@ -51,6 +51,7 @@ pub mod s3;
 mod tpm;
 
 pub use accel::Accel;
+pub use cache::cached;
 pub use clean::{assert_clean, assert_no_spools, leftovers};
 pub use command::{GuestBuilder, Mode};
 pub use console::{Heartbeat, Log, Report, Tick};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-use vmtwin_testkit::{assert_clean, run};
+use vmtwin_testkit::{assert_clean, cached, run};
 
 use common::serve::{Client, Serve, document as answer, token};
 use common::{PATIENCE, VM, Vmtwin, code, files, loaded_guest, text, told};
@@ -362,4 +362,38 @@ fn away_from_this_machine_there_is_tls() {
     );
     assert!(told(&open).contains("https"), "{}", told(&open));
     kill_process(serve.pid(), Signal::TERM).unwrap();
+}
+
+/// Schemathesis reads the document and tries what it allows, and what it does not. Answers must be
+/// what the document says.
+#[test]
+#[ignore = "takes minutes, and needs Schemathesis: tools/setup --all"]
+fn the_document_holds() {
+    let vmtwin = Vmtwin::new();
+    vmtwin.ok(&["init"]);
+    let serve = Serve::start(&vmtwin, &[], &[]);
+    let token = token(&vmtwin, "restore");
+    let program = cached("schemathesis/bin/schemathesis");
+    let mut judge = Command::new(program);
+    judge.args(["run", &format!("{}/openapi.json", serve.url)]);
+    judge
+        .arg("-H")
+        .arg(format!("Authorization: Bearer {token}"));
+    judge.args([
+        "--phases",
+        "coverage",
+        "--workers",
+        "2",
+        "--no-color",
+        "--no-shrink",
+    ]);
+    judge.args(["--request-timeout", "150", "--max-failures", "20"]);
+    // Options that exclude each other are no part of a schema; who guesses tokens is told 429.
+    judge.args(["--exclude-checks", "positive_data_acceptance,ignored_auth"]);
+    judge.current_dir(vmtwin.path("."));
+    let output = judge.output().unwrap();
+    let said = told(&output);
+    let end = &said[said.len().saturating_sub(6000)..];
+    assert!(output.status.success(), "{end}");
+    serve.end();
 }

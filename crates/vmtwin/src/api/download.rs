@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::Child;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use utoipa::IntoParams;
 use vmtwin_catalog::Scope;
 use vmtwin_server::Problem;
 
-use super::access::Caller;
+use super::access::{Caller, Named, Params};
 use super::model::ProblemView;
 use super::{Answer, Shared};
 
@@ -43,8 +43,8 @@ pub(super) struct WhichFile {
 pub(super) async fn file(
     State(api): State<Shared>,
     caller: Caller,
-    Path(id): Path<String>,
-    Query(which): Query<WhichFile>,
+    Named(id): Named,
+    Params(which): Params<WhichFile>,
 ) -> Answer<Response> {
     caller.needs(Scope::Restore)?;
     let target = target(&id, &which)?;

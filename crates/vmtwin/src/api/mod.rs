@@ -52,7 +52,7 @@ const CONNECTIONS: usize = 2048;
 /// Life of a connection; an event stream that ends is begun again by who watches.
 const CONNECTION_LIFE: Duration = Duration::from_secs(3600);
 /// Longest body of a request.
-const BODY_BYTES: usize = 256 << 10;
+const BODY_BYTES: usize = 1 << 20;
 /// Time for what was begun when the end is asked for.
 const GRACE: Duration = Duration::from_secs(2);
 

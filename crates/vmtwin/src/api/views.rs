@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use vmtwin_catalog::{Cursor, Job, JobState, Scope, Snapshot, SnapshotSummary, Vm, VmRole};
 use vmtwin_server::Problem;
 
-use super::access::Caller;
+use super::access::{Caller, Named, Params};
 use super::jobs::limited;
 use super::model::{
     Audited, ClusterBackup, ClusterView, ConnectionView, Day, DiskView, Guest, GuestSchedule,
@@ -185,7 +185,7 @@ pub(super) async fn overview(State(api): State<Shared>, _caller: Caller) -> Answ
 pub(super) async fn vm(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer<Json<Guest>> {
     let guest = api.blocking(move |api| {
         let Some(vm) = guests(api)?.into_iter().find(|vm| vm.name == name) else {
@@ -228,7 +228,7 @@ pub(super) struct WhichSnapshots {
 pub(super) async fn snapshots(
     State(api): State<Shared>,
     _caller: Caller,
-    Query(which): Query<WhichSnapshots>,
+    Params(which): Params<WhichSnapshots>,
 ) -> Answer<Json<ListOf<SnapshotView>>> {
     let list = api.blocking(move |api| {
         let cursor = which
@@ -236,7 +236,7 @@ pub(super) async fn snapshots(
             .as_deref()
             .map(str::parse::<Cursor>)
             .transpose()?;
-        let (vm, limit) = (which.vm.as_deref(), limited(which.limit));
+        let (vm, limit) = (which.vm.as_deref(), limited(which.limit)?);
         let page = api
             .db
             .run(async |c| c.snapshots_page(vm, cursor.as_ref(), limit).await)?;
@@ -255,7 +255,7 @@ pub(super) async fn snapshots(
 pub(super) async fn snapshot(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer<Json<SnapshotView>> {
     if id.len() < 4 || id.len() > 64 || !id.chars().all(|c| c.is_ascii_hexdigit()) {
         return Err(super::not_found("there is no snapshot of this id"));
@@ -395,7 +395,7 @@ pub(super) struct Part {
 pub(super) async fn audit(
     State(api): State<Shared>,
     caller: Caller,
-    Query(part): Query<Part>,
+    Params(part): Params<Part>,
 ) -> Answer<Json<ListOf<Audited>>> {
     caller.needs(Scope::Admin)?;
     let list = api.blocking(move |api| {
@@ -404,7 +404,7 @@ pub(super) async fn audit(
             .as_deref()
             .map(str::parse::<Cursor>)
             .transpose()?;
-        let limit = limited(part.limit);
+        let limit = limited(part.limit)?;
         let page = api
             .db
             .run(async |c| c.audit(cursor.as_ref(), limit).await)?;
