@@ -26,7 +26,7 @@ function scale(most) {
 
 /** Bytes by day as an area (`line`) or bars; points: {time: ms, value, title}. */
 export function plot(points, { label, kind = "bars", height = 190 }) {
-  const width = 720, left = 70, bottom = 24, high = height - bottom - 10;
+  const width = innerWidth < 820 ? 400 : 720, left = 70, bottom = 24, high = height - bottom - 10;
   const [top, ticks] = scale(Math.max(...points.map((point) => point.value), 0));
   const from = points[0].time, until = points.at(-1).time;
   const day = 86400000, slots = Math.max(1, Math.round((until - from) / day) + 1);
@@ -51,14 +51,13 @@ export function plot(points, { label, kind = "bars", height = 190 }) {
 
 /** Snapshots along time; items: {time, kind, title, href}. The list below it says the same. */
 export function timeLine(items, label) {
-  const width = 720, height = 66, left = 12, right = width - 12;
+  const width = Math.max(300, Math.min(1240, innerWidth - 40)), height = 52, left = 12, right = width - 12;
   const until = Date.now(), from = Math.min(...items.map((item) => Date.parse(item.time)), until - 3600000);
   const x = (time) => left + ((Date.parse(time) - from) / (until - from)) * (right - left);
   const dots = items.toReversed().map((item) =>
-    svg("circle", { class: `dot ${item.kind}`, "data-href": item.href, cx: x(item.time).toFixed(1), cy: 26, r: 6 }, svg("title", {}, `${item.title}\n${exact(item.time)}`)));
-  return svg("svg", { class: "plot time-line", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    svg("circle", { class: `dot kept-${item.kind}`, "data-href": item.href, cx: x(item.time).toFixed(1), cy: 26, r: 6 }, svg("title", {}, `${item.title}\n${exact(item.time)}`)));
+  const line = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     svg("line", { class: "axis", x1: left, x2: right, y1: 26, y2: 26 }),
-    svg("line", { class: "axis", x1: right, x2: right, y1: 16, y2: 36 }), dots,
-    svg("text", { x: left, y: 58 }, when(new Date(from).toISOString())),
-    svg("text", { x: right, y: 58, "text-anchor": "end" }, "now"));
+    svg("line", { class: "axis", x1: right, x2: right, y1: 16, y2: 36 }), dots);
+  return h("div", { class: "time-line" }, line, h("div", { class: "ends dim" }, h("span", {}, when(new Date(from).toISOString())), h("span", {}, "now")));
 }

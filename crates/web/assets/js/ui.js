@@ -8,7 +8,7 @@ const SHAPES = {
   good: "M3.5 8.5l3 3 6-7",
   warn: "M8 3v6M8 12v.6",
   bad: "M4 4l8 8M12 4l-8 8",
-  wait: "M8 4v4.3l2.6 2",
+  wait: "M8 4.8V8l2.2 1.6M14.2 8A6.2 6.2 0 1 1 1.8 8a6.2 6.2 0 0 1 12.4 0",
   none: "M4 8h8",
   run: "M5.5 3.5l6 4.5-6 4.5z",
 };
@@ -36,9 +36,13 @@ const STATES = {
   whole: ["good", "Read whole"],
   unverified: ["none", "Not verified"],
   complete: ["good", "Complete"],
+  incomplete: ["warn", "Incomplete"],
   enabled: ["good", "Enabled"],
   disabled: ["none", "Disabled"],
   refused: ["bad", "Refused"],
+  ok: ["good", "OK"],
+  warning: ["warn", "Warning"],
+  error: ["bad", "Error"],
 };
 
 export function badge(state, { title } = {}) {
@@ -88,8 +92,11 @@ export function table(label, columns, rows, rowAttributes = () => ({})) {
 
 export const tableRow = (columns, row, rowAttributes = () => ({})) =>
   h("tr", rowAttributes(row), columns.map((column, index) => {
-    const attributes = { class: column.class, "data-label": column.hidden ? null : column.title };
-    return index === 0 ? h("th", { scope: "row", ...attributes }, column.cell(row)) : h("td", attributes, column.cell(row));
+    const cell = column.cell(row);
+    if (index === 0) return h("th", { scope: "row", class: column.class }, cell);
+    // What is not there takes no line of a card.
+    const kind = cell === "–" || cell === false ? `${column.class ?? ""} void` : column.class;
+    return h("td", { class: kind, "data-label": column.hidden ? null : column.title }, cell);
   }));
 
 /** "Show more" below a list that comes in parts. */
@@ -162,7 +169,7 @@ export function formDialog(title, fields, label, send, kind = "primary") {
   }, { cancel: close, kind }));
 }
 
-export function form(fields, label, send, { cancel, kind = "primary" } = {}) {
+export function form(fields, label, send, { cancel, cancelLabel = "Cancel", kind = "primary" } = {}) {
   const problem = h("p", { class: "problem", role: "alert" });
   const button = h("button", { class: kind, type: "submit" }, label);
   return h("form", { onsubmit: async (event) => {
@@ -176,7 +183,7 @@ export function form(fields, label, send, { cancel, kind = "primary" } = {}) {
     } finally {
       button.disabled = false;
     }
-  } }, fields, problem, h("div", { class: "buttons" }, button, cancel && h("button", { type: "button", onclick: cancel }, "Cancel")));
+  } }, fields, problem, h("div", { class: "buttons" }, button, cancel && h("button", { type: "button", onclick: cancel }, cancelLabel)));
 }
 
 export const confirm = (title, text, label, run, kind = "danger") =>
@@ -195,4 +202,9 @@ export function progress(job) {
     h("span", {}, `${now.label} · ${show(now.done)}${now.total ? ` of ${show(now.total)}` : ""}${percent}`));
 }
 
-export const commandOf = (job) => [job.command, ...job.arguments].join(" ");
+/** A job as people would type it: what it is about first, and ids short. */
+export function commandOf({ command, arguments: given }) {
+  const at = given.indexOf("--");
+  const words = at < 0 ? given : [...given.slice(at + 1), ...given.slice(0, at)];
+  return [command, ...words.map((word) => (/^[0-9a-f]{64}$/.test(word) ? short(word) : word))].join(" ");
+}

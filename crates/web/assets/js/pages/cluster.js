@@ -20,7 +20,7 @@ export default async function cluster({ view, go, title }) {
     h("section", {}, h("h2", {}, "Backups of the configuration"), data.backups.length ? table("Backups of the configuration", [
       { title: "File", cell: (one) => h("span", { class: "mono break" }, name(one.file.split("/").at(-1))) },
       { title: "Time", cell: (one) => time(one.time) },
-      { title: "Nodes", cell: (one) => [`${one.collected} of ${one.nodes} of now `, one.collected < one.nodes && badge("warnings")] },
+      { title: "Nodes", cell: (one) => [`${one.collected} of ${one.nodes} answered `, one.collected < one.nodes && badge("incomplete")] },
       { title: "Size", class: "number", cell: (one) => bytes(one.bytes) },
       { title: "Actions", hidden: true, class: "end", cell: (one) => [
         h("button", { type: "button", "aria-label": `View ${one.file.split("/").at(-1)}`, onclick: () => open("View", "cluster view", one) }, "View"), " ",

@@ -2,7 +2,7 @@
 
 import { h, put } from "/js/dom.js";
 import { get, look, may } from "/js/api.js";
-import { bytes, short } from "/js/format.js";
+import { bytes, short, when } from "/js/format.js";
 import { badge, empty, failure, heading, name, table, time } from "/js/ui.js";
 
 // A name that is no text comes as its bytes: it can be shown, and not asked for.
@@ -47,13 +47,19 @@ function systems(found, here) {
   ], found.file_systems);
 }
 
+// A broken file system may tell times that no calendar has.
+function changed(seconds) {
+  const at = new Date(seconds * 1000);
+  return Number.isNaN(at.getTime()) ? "–" : h("time", { datetime: at.toISOString() }, when(at.toISOString()));
+}
+
 function folder(id, found, disk, path, system, here) {
   const below = (raw) => `${path === "/" ? "" : path}/${raw}`;
   const link = (entry) => {
     if (!isText(entry.name)) return h("span", { title: "a name that is no text; restore the disk to reach it" }, name(shown(entry.name)));
     if (entry.kind === "folder") return h("a", { href: here({ disk, path: below(entry.name), fs: system }) }, h("b", {}, name(entry.name), "/"));
     if (entry.kind !== "file" || !may("restore")) return name(entry.name);
-    const from = `/api/v1/snapshots/${id}/download?${new URLSearchParams({ disk, path: below(entry.name) })}`;
+    const from = `/api/v1/snapshots/${id}/download?${new URLSearchParams({ disk, path: below(entry.name), ...(system && { filesystem: system }) })}`;
     return h("a", { href: from, download: entry.name, title: "Download" }, name(entry.name));
   };
   const entries = found.entries.toSorted((one, other) => (other.kind === "folder") - (one.kind === "folder") || shown(one.name).localeCompare(shown(other.name)));
@@ -64,7 +70,7 @@ function folder(id, found, disk, path, system, here) {
   const columns = [
     { title: "Name", cell: (entry) => [link(entry), entry.target && h("span", { class: "dim" }, " → ", name(shown(entry.target)))] },
     { title: "Size", class: "number", cell: (entry) => (entry.kind === "file" ? bytes(entry.size_bytes) : "–") },
-    { title: "Changed", cell: (entry) => time(new Date(entry.mtime_s * 1000).toISOString()) },
+    { title: "Changed", cell: (entry) => changed(entry.mtime_s) },
     { title: "Mode", class: "mono", cell: (entry) => entry.mode.toString(8).padStart(4, "0") },
     { title: "Owner", class: "mono", cell: (entry) => `${entry.uid}:${entry.gid}` },
   ];

@@ -67,15 +67,15 @@ export async function job({ view, params, atEnd, isShown, title }) {
   title(commandOf(now));
   const state = h("div", { class: "state" });
   const tools = h("div", { class: "tools" });
-  const details = h("div", {});
+  const details = h("section", { class: "card" });
   const result = h("div", {});
-  const log = h("ol", { class: "log", tabindex: "0", role: "log", "aria-label": "Log" });
+  const log = h("div", { class: "log", tabindex: "0", role: "log", "aria-label": "Log" });
   const lost = h("p", { class: "dim", hidden: true }, "The connection was lost; trying again…");
-  put(view, h("div", { class: "heading" }, h("h1", {}, name(commandOf(now))), tools), state, details, result, h("section", {}, h("h2", {}, "Log"), lost, log));
+  put(view, h("div", { class: "heading" }, h("h1", {}, name(commandOf(now))), tools), state, h("div", { class: "columns" }, details, result), h("section", {}, h("h2", {}, "Log"), lost, log));
 
   const live = () => {
     put(state, badge(now.state), !now.ended_at && progress(now));
-    put(details, facts(now.vm && ["Guest", vmLink(now.vm)], ["By", name(now.by)], ["Asked", time(now.created_at)],
+    put(details, h("h2", {}, "Job"), facts(now.vm && ["Guest", vmLink(now.vm)], ["By", name(now.by)], ["Asked", time(now.created_at)],
       ["Took", now.started_at ? took(now.started_at, now.ended_at) : "–"], now.exit_code != null && ["Exit code", String(now.exit_code)]));
   };
   const draw = () => {
@@ -83,11 +83,11 @@ export async function job({ view, params, atEnd, isShown, title }) {
     put(tools, !now.ended_at && may("backup") && action("Cancel", () => post(`/jobs/${now.id}/cancel`)),
       now.ended_at && now.vm && h("a", { class: "button", href: `/vms/${encodeURIComponent(now.vm)}` }, "Go to the guest"));
     put(result, now.error && h("section", { class: `failure ${now.state === "warnings" ? "warn" : ""}` }, h("h2", {}, now.state === "warnings" ? "Warnings" : "Why it failed"), h("p", { class: "said" }, now.error)),
-      now.result != null && outcome(now));
+      (now.result != null || now.text) && outcome(now));
   };
   const say = (line) => {
     const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
-    log.append(h("li", { class: /^error/.test(line) ? "bad" : /^warning/.test(line) ? "warn" : null }, line));
+    log.append(h("div", { class: /^error/.test(line) ? "bad" : /^warning/.test(line) ? "warn" : null }, line));
     if (log.childElementCount > MOST_LINES) log.firstElementChild.remove();
     if (isAtEnd) log.scrollTop = log.scrollHeight;
   };
@@ -118,11 +118,12 @@ export async function job({ view, params, atEnd, isShown, title }) {
 }
 
 /** What a command's document says, by what the command is. */
-function outcome({ command, result }) {
+function outcome({ command, result, text }) {
   const rows = Array.isArray(result) ? result : [result];
   const raw = h("details", {}, h("summary", {}, "The whole report"), h("pre", { tabindex: "0" }, JSON.stringify(result, null, 2)));
-  const of = { backup: backupOf, settle: backupOf, restore: restoreOf }[command];
-  return h("section", {}, h("h2", {}, "Result"), of && rows.filter((row) => row && typeof row === "object").map(of), raw);
+  const said = !OUTCOMES[command] && text && h("pre", { tabindex: "0" }, text);
+  const of = OUTCOMES[command];
+  return h("section", { class: "card" }, h("h2", {}, "Result"), of && rows.filter((row) => row && typeof row === "object").map(of), said, result != null && raw);
 }
 
 const backupOf = (report) => report.snapshot && facts(
@@ -138,3 +139,5 @@ const restoreOf = (report) => report.dir && facts(
   ...(report.disks ?? []).map((disk) => [`Disk ${disk.id}`, h("span", { class: "mono break" }, name(disk.path)), ` ${bytes(disk.written_bytes)} of ${bytes(disk.size_bytes)} written`]),
   report.running && ["Machine", `process ${report.running.pid}, ${report.running.run_state}`],
   report.warnings?.length && ["Warnings", report.warnings.join("; ")]);
+
+const OUTCOMES = { backup: backupOf, settle: backupOf, restore: restoreOf };

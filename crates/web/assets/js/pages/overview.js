@@ -26,10 +26,10 @@ export default async function overview({ view, atEnd, isShown, go }) {
   const draw = () => {
     put(answer, ...verdict(data));
     put(chips, ORDER.filter((word) => data.counts[word]).map((word) =>
-      h("button", { type: "button", class: "chip", "aria-pressed": String(chosen === word), onclick: () => {
+      h("button", { type: "button", class: "chip", "data-word": word, "aria-pressed": String(chosen === word), onclick: () => {
         chosen = chosen === word ? null : word;
         draw();
-        chips.querySelector("[aria-pressed=true]")?.focus();
+        chips.querySelector(`[data-word=${word}]`)?.focus();
       } }, badge(word), h("b", {}, data.counts[word]))));
     rows();
   };
@@ -72,13 +72,14 @@ function verdict({ counts, running_jobs: running }) {
 
 const columns = (go) => [
   { title: "Guest", class: "name", cell: (guest) => [vmLink(guest.name), guest.state !== "running" && [" ", badge(guest.state)]] },
-  { title: "Protection", class: "wide", cell: (guest) => [badge(guest.protection), h("span", { class: "reason", title: guest.reason }, guest.reason)] },
-  { title: "Last good backup", cell: ({ last_good: good }) => (good ? h("a", { href: `/snapshots/${good.id}` }, time(good.time)) : "–") },
+  { title: "Protection", class: "wide why", cell: (guest) => [badge(guest.protection, { title: guest.reason }),
+    // What is well needs no reason in the list; the guest's page has it.
+    guest.protection !== "protected" && h("span", { class: "reason", title: guest.reason }, guest.reason)] },
+  { title: "Last good", cell: ({ last_good: good }) => (good ? h("a", { href: `/snapshots/${good.id}` }, time(good.time)) : "–") },
   { title: "Kept", cell: ({ last_good: good }) => (good ? promise(good.consistency) : "–") },
   { title: "Verified", cell: ({ last_good: good }) => (good ? badge(good.verified ?? "unverified") : "–") },
   { title: "Next", cell: (guest) => next(guest) },
-  { title: "Stored each time", cell: (guest) => sparkline(guest.trend.map((one) => one.bytes_stored), trend(guest)) },
-  { title: "Disks", class: "number", cell: (guest) => bytes(guest.disk_bytes) },
+  { title: "Trend", cell: (guest) => sparkline(guest.trend.map((one) => one.bytes_stored), trend(guest)) },
   { title: "Action", hidden: true, class: "end", cell: (guest) => may("backup") && action("Back up", () => backUp([guest.name], go), { label: `Back up ${guest.name}` }) },
 ];
 

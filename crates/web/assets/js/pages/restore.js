@@ -57,12 +57,12 @@ export default async function restore({ view, params, title, go }) {
   };
 
   const plan = (found) => {
-    const disks = found?.disks ?? [];
+    const disks = found?.content?.disks ?? [];
     const all = disks.reduce((sum, disk) => sum + (disk.size_bytes ?? 0), 0);
     const runs = wanted.mode !== "disks";
     const does = [
-      ["Make the folder ", h("span", { class: "mono break" }, name(wanted.to)), ". If files of these names are there, the restore refuses and nothing is replaced."],
-      disks.length ? [`Write ${disks.length === 1 ? "the disk" : `${disks.length} disks`} `, disks.map((disk, index) => [index > 0 && ", ", h("span", { class: "mono" }, name(disk.id ?? disk.disk_id)), ` (${bytes(disk.size_bytes)})`]), wanted.format ? ` as ${wanted.format}.` : " in the format they had."] : ["Write all disks of the snapshot."],
+      ["Make the folder ", h("span", { class: "mono break" }, name(wanted.to)), wanted.to.startsWith("/") ? "" : " below the host's folder for restores", ". If files of these names are there, the restore refuses and nothing is replaced."],
+      disks.length ? [`Write ${disks.length === 1 ? "the disk" : `${disks.length} disks`} `, disks.map((disk, index) => [index > 0 && ", ", h("span", { class: "mono" }, name(disk.id)), ` (${bytes(disk.size_bytes)})`]), wanted.format ? ` as ${wanted.format}.` : " in the format they had."] : ["Write all disks of the snapshot."],
       wanted.mode === "run" && [one.has_memory ? "Start the machine and let it go on from the instant of the backup." : "Boot the machine from the restored disks."],
       wanted.mode === "instant" && ["Start the machine at once; its disks come in while it runs."],
       runs && [{ none: "Give it no network.", user: "Give it a network on which nobody reaches it.", original: "Give it the network it had. The old guest must not run." }[wanted.network]],
@@ -76,8 +76,8 @@ export default async function restore({ view, params, title, go }) {
       h("p", {}, h("b", {}, "What stays as it is: "), "the guest ", name(one.vm), " and its disks, and the snapshot."),
       all > 0 && h("p", { class: "dim" }, `Up to ${bytes(all)} of the host's disk are used; blocks of zeros take none.`),
       h("p", { class: "dim" }, "The same on the command line:"), shell(line.join(" "))),
-      may("restore") ? form([], "Restore now", async () => go(`/jobs/${(await command("restore", body())).id}`)) : h("p", { class: "problem" }, "Your token may not restore; that needs the scope restore."),
-      h("p", {}, h("button", { type: "button", onclick: () => show(0) }, "Back: change it"))];
+      may("restore") ? form([], "Restore now", async () => go(`/jobs/${(await command("restore", body())).id}`), { cancel: () => show(0), cancelLabel: "Back" })
+        : h("p", { class: "problem" }, "Your token may not restore; that needs the scope restore.")];
   };
   show(0);
 }

@@ -28,7 +28,7 @@ function card(item, go, reload) {
   const keep = Object.entries(item.spec.keep ?? {}).filter(([, number]) => number > 0 && number !== true).map(([what, number]) => `${number} ${what}`).join(", ");
   return h("section", { class: "card" },
     h("div", { class: "heading" }, h("h2", {}, name(item.name), " ", badge(item.enabled ? "enabled" : "disabled")), h("div", { class: "tools" },
-      may("backup") && action("Run now", async () => go(`/jobs/${(await command("schedule run", { name: item.name })).id}`), { label: `Run ${item.name} now` }),
+      may("backup") && action("Run now", async () => go(`/jobs/${(await command("schedule run", { name: item.name })).id}`), { label: `Run now: ${item.name}` }),
       may("admin") && (item.enabled ? action("Disable", () => done("schedule disable", `${item.name} is disabled`), { label: `Disable ${item.name}` }) : action("Enable", () => done("schedule enable", `${item.name} is enabled`), { label: `Enable ${item.name}` })),
       may("admin") && h("button", { type: "button", "aria-label": `Remove ${item.name}`, onclick: () => confirm(`Remove ${item.name}?`, "It is followed no more. Snapshots stay.", "Remove", () => done("schedule remove", `${item.name} was removed`)) }, "Remove…"))),
     facts(["When", item.when], ["What", item.what], ["Promise", consistency(item.spec.consistency), item.spec.or_crash && " or crash"], ["Keeps", keep || "all snapshots"], item.host && ["Followed on", name(item.host)],

@@ -2,14 +2,14 @@
 
 import { h, put, toast } from "/js/dom.js";
 import { get, look, may, me, post, remove } from "/js/api.js";
-import { action, confirm, dialog, facts, failure, field, formDialog, heading, name, select, shell, table, time } from "/js/ui.js";
+import { action, badge, confirm, dialog, facts, failure, field, formDialog, heading, name, select, shell, table, time } from "/js/ui.js";
 
 export default async function settings({ view, reload }) {
   const session = me();
   put(view, heading("Settings"),
     h("section", { class: "card" }, h("h2", {}, "This session"), facts(["Token", name(session.name)], ["Scope", session.scope], ["Ends", time(session.expires_at)])));
   if (may("admin")) view.append(tokens(await get("/tokens"), reload));
-  view.append(doctor(), h("section", {}, h("h2", {}, "For programs"), h("p", {}, "All of this is an HTTP API: ", h("a", { href: "/openapi.json", target: "_blank", rel: "noopener" }, "its OpenAPI document"), ". Metrics for Prometheus are at ", h("code", {}, "/metrics"), ".")));
+  view.append(doctor(), h("section", {}, h("h2", {}, "For programs"), h("p", {}, "All of this is an HTTP API: ", h("a", { href: "/openapi.json", target: "_blank", rel: "noopener" }, "its OpenAPI document"), ".")));
 }
 
 function tokens({ items }, reload) {
@@ -38,7 +38,12 @@ function doctor() {
   return h("section", {}, h("h2", {}, "This host"), h("p", {}, "Has it all that backups need?"), action("Examine the host", async () => {
     put(box, h("p", { class: "loading" }, "Looking…"));
     try {
-      put(box, h("pre", { tabindex: "0" }, JSON.stringify(await look("doctor", {}), null, 2)));
+      put(box, table("This host", [
+        { title: "What", cell: (one) => one.what },
+        { title: "State", cell: (one) => badge(one.state) },
+        { title: "Found", class: "wide", cell: (one) => one.found || "–" },
+        { title: "How to mend it", class: "wide", cell: (one) => one.mend || "–" },
+      ], await look("doctor", {})));
     } catch (error) {
       put(box, failure(error));
     }

@@ -18,9 +18,9 @@ export default async function storage({ view, go, isShown }) {
   const repos = h("section", {}, h("h2", {}, "Repositories"), h("p", { class: "loading" }, "Reading…"));
   view.append(repos);
   look("repo list", {}).then((list) => isShown() && put(repos, h("h2", {}, "Repositories"), table("Repositories", [
-    { title: "Name", cell: (one) => name(one.name ?? "main") },
-    { title: "Place", class: "mono", cell: (one) => h("span", { class: "break" }, name(one.location ?? one.url ?? one.repository ?? "–")) },
-  ], Array.isArray(list) ? list : list?.repositories ?? [])), (error) => isShown() && put(repos, h("h2", {}, "Repositories"), h("p", { class: "problem" }, error.message)));
+    { title: "Name", cell: (one) => name(one.name) },
+    { title: "Place", class: "mono", cell: (one) => h("span", { class: "break" }, name(one.location)) },
+  ], list)), (error) => isShown() && put(repos, h("h2", {}, "Repositories"), h("p", { class: "problem" }, error.message)));
 }
 
 function growth(days) {

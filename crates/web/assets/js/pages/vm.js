@@ -68,20 +68,24 @@ function pointList(guest, first, go) {
       may("backup") && h("p", {}, h("button", { class: "primary", type: "button", onclick: () => askBackUp(guest, go) }, "Back up…")));
   }
   const all = [...first.items];
+  let shown = innerWidth < 820 ? 6 : 20;
   const line = h("div", {});
   const list = h("div", {});
   const draw = (next) => {
     put(line, timeLine(all.map((one) => ({ time: one.time, kind: one.verified === "failed" ? "bad" : one.consistency, title: `${consistency(one.consistency)}, ${bytes(one.bytes_stored)} stored`, href: `/snapshots/${one.id}` })),
       `${count(all.length, "point")} in time; the list below has them all`));
+    // The line shows them all; the list begins with those of the last days.
+    if (all.length > shown) return put(list, table("Points in time", points(), all.slice(0, shown)), more("here", () => ((shown = all.length), draw(next))));
     put(list, table("Points in time", points(), all), more(next, async (cursor) => {
       const part = await get("/snapshots", { vm: guest.name, limit: 200, cursor });
       all.push(...part.items);
+      shown = all.length;
       draw(part.next);
     }));
   };
   draw(first.next);
   const kept = Object.keys(CONSISTENCY).filter((word) => all.some((one) => one.consistency === word));
-  return [line, h("p", { class: "legend" }, kept.map((word) => h("span", {}, h("i", { class: `mark ${word}` }), consistency(word)))), list];
+  return [line, h("p", { class: "legend" }, kept.map((word) => h("span", {}, h("i", { class: `mark kept-${word}` }), consistency(word)))), list];
 }
 
 function askBackUp(guest, go) {
