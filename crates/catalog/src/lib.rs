@@ -9,6 +9,8 @@
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
 //! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
+//! | `notify_target`, `notify_failing` | `notify.rs` | whom to tell of what goes wrong, and what does |
+//! | `notify_message` | `outbox.rs` | messages on their way, claimed by whoever delivers them |
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `join_token`, `node_certificate` | `membership.rs` | who may speak as a node |
 //! | `setting` | `setting.rs` | texts by key |
@@ -29,7 +31,9 @@ mod id;
 mod job;
 mod membership;
 mod node;
+mod notify;
 mod open;
+mod outbox;
 mod pause;
 mod postgres;
 mod process;
@@ -48,11 +52,13 @@ mod vm;
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
-pub use id::{JobId, NodeId, ScheduleId, StepId, VmId};
+pub use id::{JobId, MessageId, NodeId, ScheduleId, StepId, TargetId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
 pub use membership::CertificateState;
 pub use node::{Cluster, NewNode, Node};
+pub use notify::{Decision, Failing, NotifyTarget, Situation};
 pub use open::Catalog;
+pub use outbox::{MessageOutcome, OutboxMessage};
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};
 pub use schedule::{RunOutcome, Schedule, ScheduleRun};

@@ -256,7 +256,7 @@ fn schedule(row: &Row) -> Result<Schedule> {
     })
 }
 
-fn run(row: &Row) -> Result<ScheduleRun> {
+pub(crate) fn run(row: &Row) -> Result<ScheduleRun> {
     let fields = Fields::new("schedule_run", row);
     let owner = fields.json("owner")?;
     Ok(ScheduleRun {
