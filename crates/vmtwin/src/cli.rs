@@ -2,6 +2,7 @@
 
 mod backup;
 pub(crate) mod files;
+mod notify;
 pub(crate) mod repo;
 mod restore;
 mod schedule;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use backup::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
+pub(crate) use notify::{NotifyAddArgs, NotifyCommand};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
 pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
 pub(crate) use upkeep::{CheckArgs, CopyArgs, ForgetArgs, PruneArgs, SnapshotCommand, VerifyArgs};
@@ -135,6 +137,9 @@ pub(crate) enum Command {
     /// Have guests backed up by themselves
     #[command(subcommand)]
     Schedule(ScheduleCommand),
+    /// Have people told of what goes wrong: by webhook, mail or command
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \

@@ -16,6 +16,7 @@ mod spec;
 mod work;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
 
 use crate::backup::Cx;
-use crate::recover;
+use crate::{notify, recover};
 
 pub(crate) use spec::{Spec, When};
 pub(crate) use work::{Done, run_now};
@@ -52,9 +53,14 @@ pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
         cx.ui.note(&format!("warning: {error:#}"));
     }
     mark_dead_runs(cx)?;
+    if let Err(error) = notify::sweep(cx, &host) {
+        cx.ui.note(&format!("warning: {error:#}"));
+    }
     let long_ago = OffsetDateTime::now_utc() - MEMORY;
     cx.db.run(async |c| c.forget_runs(long_ago).await)?;
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        scope.spawn(|| notify::follow(cx, &ended));
         let mut looked: Option<Instant> = None;
         while !cx.cancel.is_set() && !over() {
             if looked.is_some_and(|at| at.elapsed() < REST) {
@@ -79,6 +85,7 @@ pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
                 });
             }
         }
+        ended.store(true, Ordering::Relaxed);
     });
     Ok(())
 }
@@ -133,6 +140,7 @@ fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> R
             let db = cx.db;
             db.run(async |c| c.finish_run(id, at, ALL, outcome, note).await)?;
             cx.ui.note(&format!("{}: missed", schedule.name));
+            notify::after_run(cx, &schedule, at);
         }
         return Ok(None);
     }

@@ -17,6 +17,7 @@ use vmtwin_catalog::{RunOutcome, Schedule, Vm, VmRole};
 use super::spec::Spec;
 use super::{Due, lock};
 use crate::backup::{Cx, shuffle};
+use crate::notify;
 
 /// What stands for the work after the guests.
 const RETENTION: &str = "retention";
@@ -41,7 +42,9 @@ pub(crate) struct Done {
 /// Does what is due.
 pub(super) fn run(cx: &Cx<'_>, due: &Due) {
     let name = &due.schedule.name;
-    match all(cx, &due.schedule, &due.spec, due.at, Some(due.begins)) {
+    let ended = all(cx, &due.schedule, &due.spec, due.at, Some(due.begins));
+    notify::after_run(cx, &due.schedule, due.at);
+    match ended {
         Ok(done) => {
             for one in done {
                 let note = one.note.map_or(String::new(), |note| format!(": {note}"));
@@ -56,7 +59,14 @@ pub(super) fn run(cx: &Cx<'_>, due: &Due) {
 /// Does it at once.
 pub(crate) fn run_now(cx: &Cx<'_>, schedule: &Schedule) -> Result<Vec<Done>> {
     let spec = Spec::of(schedule)?;
-    all(cx, schedule, &spec, OffsetDateTime::now_utc(), None)
+    let at = OffsetDateTime::now_utc();
+    let ended = all(cx, schedule, &spec, at, None);
+    notify::after_run(cx, schedule, at);
+    // Nothing may follow the schedules here, such as where cron does.
+    if let Err(error) = notify::deliver_due(cx) {
+        cx.ui.note(&format!("warning: {error:#}"));
+    }
+    ended
 }
 
 fn all(
