@@ -36,3 +36,9 @@ CREATE INDEX notify_message_by_target ON notify_message (target_id, created_at);
 ALTER TABLE schedule_run ADD COLUMN told_at TEXT;
 UPDATE schedule_run SET told_at = ended_at WHERE ended_at IS NOT NULL;
 CREATE INDEX schedule_run_untold ON schedule_run (told_at);
+
+-- Figures of a long history are read from these alone.
+CREATE INDEX snapshot_by_size ON snapshot (repository_id, bytes_stored);
+CREATE INDEX job_by_kind ON job (kind, state);
+CREATE INDEX job_by_vm_and_start ON job (vm_id, kind, started_at);
+CREATE INDEX schedule_run_by_outcome ON schedule_run (schedule_id, outcome);

@@ -14,6 +14,7 @@
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `join_token`, `node_certificate` | `membership.rs` | who may speak as a node |
 //! | `setting` | `setting.rs` | texts by key |
+//! | (all) | `figures.rs` | figures for whoever watches, cheap however long the history is |
 //! | (all) | `dump/` | complete copies, the same from both databases |
 //!
 //! Invariants:
@@ -27,6 +28,7 @@
 mod disk;
 mod dump;
 mod error;
+mod figures;
 mod id;
 mod job;
 mod membership;
@@ -52,6 +54,7 @@ mod vm;
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
+pub use figures::{Figures, GuestFigures, ScheduleFigures};
 pub use id::{JobId, MessageId, NodeId, ScheduleId, StepId, TargetId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
 pub use membership::CertificateState;

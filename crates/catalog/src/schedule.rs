@@ -245,7 +245,7 @@ fn is_taken(error: &sqlx::Error) -> bool {
     database.is_some_and(|error| error.is_unique_violation())
 }
 
-fn schedule(row: &Row) -> Result<Schedule> {
+pub(crate) fn schedule(row: &Row) -> Result<Schedule> {
     let fields = Fields::new("schedule", row);
     Ok(Schedule {
         id: fields.parse("id")?,

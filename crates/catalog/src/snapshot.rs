@@ -181,7 +181,7 @@ async fn upsert(write: &mut Transaction, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-fn from_row(row: &Row) -> Result<Snapshot> {
+pub(crate) fn from_row(row: &Row) -> Result<Snapshot> {
     let fields = Fields::new("snapshot", row);
     Ok(Snapshot {
         id: fields.text("id")?,

@@ -84,6 +84,15 @@ async fn a_run_is_told_once_and_all_at_once() {
     let failing = catalog.failing().await.unwrap();
     assert_eq!(failing.keys().collect::<Vec<_>>(), ["web"]);
     assert_eq!(catalog.messages(&to, 10).await.unwrap().len(), 1);
+    let figures = catalog.figures().await.unwrap();
+    assert_eq!(figures.messages_waiting, 1);
+    let nightly = &figures.schedules[0];
+    assert!(
+        nightly.runs.contains(&(Some(RunOutcome::Failed), 2)),
+        "{nightly:?}"
+    );
+    let (at, parts) = nightly.last.clone().unwrap();
+    assert_eq!((at, parts.len()), (due, 3));
     catalog.check().await.unwrap();
     catalog.remove_notify_target(&to).await.unwrap();
     let gone = catalog.notify_target("ops").await;

@@ -65,7 +65,7 @@ pub use ledger::{DiskLedger, assert_one_instant};
 pub use libvirt::LibvirtHost;
 pub use libvirt_guest::LibvirtGuest;
 pub use postgres::Postgres;
-pub use process::{Workdir, free_port, run, try_run};
+pub use process::{Workdir, free_port, promtool, run, try_run};
 pub use qmp::{Qmp, QmpEvent};
 pub use sink::Sink;
 

@@ -140,6 +140,16 @@ pub(crate) enum Command {
     /// Have people told of what goes wrong: by webhook, mail or command
     #[command(subcommand)]
     Notify(NotifyCommand),
+    /// Print figures for Prometheus
+    #[command(after_help = "Examples:\n  vmtwin metrics\n  vmtwin metrics --out \
+        /var/lib/prometheus/node-exporter/vmtwin.prom     for node_exporter's textfile collector\n\n\
+        `vmtwin serve` serves the same at /metrics. Alert rules and a board for Grafana are in \
+        /usr/share/vmtwin.")]
+    Metrics {
+        /// Write them to this file, at once or not at all
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \

@@ -19,6 +19,7 @@ mod home;
 mod isolated;
 mod journal;
 mod libvirt;
+mod metrics;
 mod notify;
 mod recover;
 mod restore;
@@ -128,6 +129,7 @@ fn run(cli: &Cli) -> Result<i32> {
         | Command::Snapshot(_)
         | Command::Schedule(_)
         | Command::Notify(_)
+        | Command::Metrics { .. }
         | Command::Serve(_)
         | Command::Recover => {
             let db = Db::open(&home)?;
@@ -171,6 +173,7 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
         Command::Twin(command) => standby::run(cx, command),
         Command::Schedule(args) => command::schedule::run(cx, args),
         Command::Notify(args) => command::notify::run(cx, args).map(|()| 0),
+        Command::Metrics { out } => command::metrics::run(cx, out.as_deref()).map(|()| 0),
         Command::Serve(args) => daemon::serve(cx, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {
             recover::dead_jobs(cx)?;

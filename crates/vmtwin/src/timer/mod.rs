@@ -44,6 +44,19 @@ pub(crate) fn host() -> Result<String> {
     Ok(ProcessIdentity::of_self()?.host)
 }
 
+/// How a due time went: the worst of its parts; none while one of them runs.
+pub(crate) fn worst(parts: &[Option<RunOutcome>]) -> Option<RunOutcome> {
+    let order = [
+        RunOutcome::Failed,
+        RunOutcome::Interrupted,
+        RunOutcome::Missed,
+        RunOutcome::Warnings,
+        RunOutcome::Done,
+    ];
+    let ended: Vec<RunOutcome> = parts.iter().copied().collect::<Option<_>>()?;
+    order.into_iter().find(|outcome| ended.contains(outcome))
+}
+
 /// Starts what is due, until it is told to end, or `over` says so; what runs then is ended in order.
 pub(crate) fn follow(cx: &Cx<'_>, over: &dyn Fn() -> bool) -> Result<()> {
     let host = host()?;
