@@ -2,6 +2,7 @@
 
 mod backup;
 pub(crate) mod files;
+mod notify;
 pub(crate) mod repo;
 mod restore;
 mod schedule;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use backup::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
+pub(crate) use notify::{NotifyAddArgs, NotifyCommand};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
 pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
 pub(crate) use serve::{ServeArgs, TokenCommand};
@@ -170,6 +172,19 @@ pub(crate) enum Command {
     /// Have guests backed up by themselves
     #[command(subcommand)]
     Schedule(ScheduleCommand),
+    /// Have people told of what goes wrong: by webhook, mail or command
+    #[command(subcommand)]
+    Notify(NotifyCommand),
+    /// Print figures for Prometheus
+    #[command(after_help = "Examples:\n  vmtwin metrics\n  vmtwin metrics --out \
+        /var/lib/prometheus/node-exporter/vmtwin.prom     for node_exporter's textfile collector\n\n\
+        `vmtwin serve` serves the same at /metrics. Alert rules and a board for Grafana are in \
+        /usr/share/vmtwin.")]
+    Metrics {
+        /// Write them to this file, at once or not at all
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \

@@ -20,6 +20,8 @@ mod home;
 mod isolated;
 mod journal;
 mod libvirt;
+mod metrics;
+mod notify;
 mod recover;
 mod remote;
 mod restore;
@@ -142,6 +144,8 @@ fn run(cli: &Cli) -> Result<i32> {
         | Command::Twin(_)
         | Command::Snapshot(_)
         | Command::Schedule(_)
+        | Command::Notify(_)
+        | Command::Metrics { .. }
         | Command::Serve(_)
         | Command::Token(_)
         | Command::Recover => {
@@ -185,6 +189,8 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
         }
         Command::Twin(command) => standby::run(cx, command),
         Command::Schedule(args) => command::schedule::run(cx, args),
+        Command::Notify(args) => command::notify::run(cx, args).map(|()| 0),
+        Command::Metrics { out } => command::metrics::run(cx, out.as_deref()).map(|()| 0),
         Command::Serve(args) => daemon::serve(cx, args).map(|()| 0),
         Command::Token(args) => command::token::run(cx, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {

@@ -228,6 +228,7 @@ fn router(api: &Shared) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(views::ready))
+        .route("/metrics", get(views::metrics))
         .route("/openapi.json", get(openapi_json))
         .nest("/api/v1", v1)
         .fallback(pages::page)

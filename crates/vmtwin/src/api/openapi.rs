@@ -16,6 +16,7 @@ use super::{access, download, jobs, views};
     ),
     paths(
         views::ready,
+        views::metrics,
         views::overview,
         views::vm,
         views::snapshots,

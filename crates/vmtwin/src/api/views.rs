@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use utoipa::IntoParams;
@@ -47,6 +48,17 @@ pub(super) async fn ready(State(api): State<Shared>) -> Answer<&'static str> {
             "the catalog cannot be reached",
         )),
     }
+}
+
+/// Figures for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "service",
+    responses((status = 200, body = String, content_type = "text/plain"), (status = "4XX", body = ProblemView)))]
+pub(super) async fn metrics(State(api): State<Shared>, _caller: Caller) -> Answer<Response> {
+    let text = api
+        .blocking(|api| crate::metrics::render(&api.db, true))
+        .await?;
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((kind, text).into_response())
 }
 
 /// What is known of all guests at once.

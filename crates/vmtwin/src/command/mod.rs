@@ -6,6 +6,8 @@ pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod files;
 pub(crate) mod init;
+pub(crate) mod metrics;
+pub(crate) mod notify;
 pub(crate) mod repo;
 pub(crate) mod restore;
 pub(crate) mod schedule;

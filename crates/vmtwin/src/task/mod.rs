@@ -23,14 +23,19 @@ use std::thread;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use time::OffsetDateTime;
-use vmtwin_catalog::{NewTask, Task, TaskEnd, TaskId, TaskState};
+use vmtwin_catalog::{NewTask, RunOutcome, Task, TaskEnd, TaskId, TaskState};
 
+use crate::backup::Cx;
 use crate::db::Db;
 use crate::home::Home;
+use crate::notify::{self, ByHand};
+use crate::ui::Ui;
 
 pub(crate) use hub::{Event, Hub, Live};
 pub(crate) use process::{MARK, Printed, Progress, own_arguments, watch_parent};
 
+/// What the asker of a schedule's commands is called, before the schedule's name.
+pub(crate) const BY_SCHEDULE: &str = "schedule ";
 /// Tasks that wait at most.
 const MAX_QUEUED: usize = 256;
 /// How long tasks are remembered.
@@ -217,7 +222,43 @@ impl Runner {
             said: format!("{error:#}"),
         });
         self.finish(task, &ended)?;
+        if task.command == "backup" && !task.asked_by.starts_with(BY_SCHEDULE) {
+            self.tell(task, &ended)?;
+        }
         Ok(ended)
+    }
+
+    /// Has people told how backups went that somebody started by hand; schedules tell by themselves.
+    fn tell(&self, task: &Task, ended: &Ended) -> Result<()> {
+        if ended.state == TaskState::Cancelled {
+            return Ok(());
+        }
+        let reports = ended.result.as_array().into_iter().flatten();
+        let by_hand = reports.filter_map(|report| {
+            let text = |key: &str| report[key].as_str().map(str::to_owned);
+            let warned = report["warnings"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty());
+            Some(ByHand {
+                vm: text("vm")?,
+                outcome: match (text("error"), warned) {
+                    (Some(_), _) => RunOutcome::Failed,
+                    (None, true) => RunOutcome::Warnings,
+                    (None, false) => RunOutcome::Done,
+                },
+                note: text("error").or(text("snapshot")),
+            })
+        });
+        let by_hand: Vec<ByHand> = by_hand.collect();
+        let ui = Ui::new(false, true);
+        let cancel = self.home.cancel();
+        let cx = Cx {
+            home: &self.home,
+            db: &self.db,
+            ui: &ui,
+            cancel: &cancel,
+        };
+        notify::after_backup(&cx, &task.asked_by, &by_hand)
     }
 
     fn finish(&self, task: &Task, ended: &Ended) -> Result<()> {
