@@ -27,6 +27,8 @@
 )]
 
 mod accel;
+#[cfg(feature = "browser")]
+mod browser;
 mod cache;
 mod clean;
 mod command;
@@ -52,6 +54,8 @@ mod sink;
 mod tpm;
 
 pub use accel::Accel;
+#[cfg(feature = "browser")]
+pub use browser::Browser;
 pub use cache::cached;
 pub use clean::{assert_clean, assert_no_spools, leftovers};
 pub use command::{GuestBuilder, Mode};

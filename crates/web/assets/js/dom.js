@@ -45,3 +45,13 @@ export function toast(text, kind = "info") {
   document.getElementById("toasts").append(box);
   if (kind !== "error") setTimeout(() => box.remove(), 6000);
 }
+
+/** Draws anew by itself, and leaves the focus where somebody had it. */
+export function keepingFocus(box, draw) {
+  const at = box.contains(document.activeElement) ? document.activeElement : null;
+  const word = (one) => one.getAttribute("aria-label") ?? one.textContent;
+  draw();
+  if (!at || at.isConnected) return;
+  const like = (one) => one.getAttribute("href") === at.getAttribute("href") && word(one) === word(at);
+  [...box.querySelectorAll(at.tagName)].find(like)?.focus({ preventScroll: true });
+}

@@ -1,6 +1,6 @@
 // Files in the disks of a snapshot: file systems, then folders, then downloads.
 
-import { h, put } from "/js/dom.js";
+import { h, put, toast } from "/js/dom.js";
 import { get, look, may } from "/js/api.js";
 import { bytes, short, when } from "/js/format.js";
 import { badge, empty, failure, heading, name, table, time } from "/js/ui.js";
@@ -60,7 +60,7 @@ function folder(id, found, disk, path, system, here) {
     if (entry.kind === "folder") return h("a", { href: here({ disk, path: below(entry.name), fs: system }) }, h("b", {}, name(entry.name), "/"));
     if (entry.kind !== "file" || !may("restore")) return name(entry.name);
     const from = `/api/v1/snapshots/${id}/download?${new URLSearchParams({ disk, path: below(entry.name), ...(system && { filesystem: system }) })}`;
-    return h("a", { href: from, download: entry.name, title: "Download" }, name(entry.name));
+    return h("a", { href: from, download: entry.name, title: "Download", onclick: () => toast(`Reading ${entry.name}: the download begins in some seconds.`) }, name(entry.name));
   };
   const entries = found.entries.toSorted((one, other) => (other.kind === "folder") - (one.kind === "folder") || shown(one.name).localeCompare(shown(other.name)));
   const notes = !may("restore") && h("p", { class: "dim" }, "Downloads need a token of scope restore.");

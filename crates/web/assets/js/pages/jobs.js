@@ -1,6 +1,6 @@
 // Jobs: the list, and one with its progress and log as they come.
 
-import { announce, h, put } from "/js/dom.js";
+import { announce, h, keepingFocus, put } from "/js/dom.js";
 import { follow, get, may, post } from "/js/api.js";
 import { bytes, consistency, took } from "/js/format.js";
 import { action, badge, commandOf, empty, facts, heading, more, name, progress, select, snapshotLink, table, tableRow, time, vmLink, wordOf } from "/js/ui.js";
@@ -22,7 +22,7 @@ export async function jobs({ view, query, atEnd, isShown, go }) {
   const body = h("tbody", {});
   const add = (job, isNew) => {
     const row = tableRow(jobColumns, job), old = rows.get(job.id);
-    if (old) old.replaceWith(row);
+    if (old) keepingFocus(body, () => old.replaceWith(row));
     else if (isNew) body.prepend(row);
     else body.append(row);
     rows.set(job.id, row);

@@ -1,6 +1,6 @@
 // Is everything protected? One line for each guest, what needs somebody first.
 
-import { h, put, toast } from "/js/dom.js";
+import { h, keepingFocus, put, toast } from "/js/dom.js";
 import { command, follow, get, may } from "/js/api.js";
 import { bytes, count, span } from "/js/format.js";
 import { action, badge, confirm, empty, field, formDialog, heading, promise, shell, table, time, vmLink, select } from "/js/ui.js";
@@ -49,7 +49,7 @@ export default async function overview({ view, atEnd, isShown, go }) {
     clearTimeout(timer);
     timer = setTimeout(async () => {
       const fresh = await get("/overview").catch(() => null);
-      if (fresh && isShown()) (data = fresh), draw();
+      if (fresh && isShown()) keepingFocus(view, () => ((data = fresh), draw()));
     }, 400);
   };
   const stop = follow("/events", { job: (job) => (job.ended_at || !job.progress) && again() });

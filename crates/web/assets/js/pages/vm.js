@@ -1,6 +1,6 @@
 // A guest: is it protected, its points in time, and what can be done with each.
 
-import { h, put, toast } from "/js/dom.js";
+import { h, keepingFocus, put, toast } from "/js/dom.js";
 import { command, follow, get, may } from "/js/api.js";
 import { bytes, CONSISTENCY, consistency, count } from "/js/format.js";
 import { badge, confirm, empty, facts, field, formDialog, heading, more, name, promise, select, table, time } from "/js/ui.js";
@@ -21,7 +21,7 @@ export default async function vm({ view, params, atEnd, isShown, go, title }) {
     timer = setTimeout(async () => {
       const fresh = await load().catch(() => null);
       // What somebody is about to press stays where it is.
-      if (fresh && isShown() && !document.querySelector("dialog")) draw(fresh);
+      if (fresh && isShown() && !document.querySelector("dialog")) keepingFocus(view, () => draw(fresh));
     }, 500);
   } });
   atEnd(() => (stop(), clearTimeout(timer)));
