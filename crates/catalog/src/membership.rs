@@ -132,6 +132,20 @@ impl Catalog {
             false => CertificateState::Revoked,
         })
     }
+
+    /// When a certificate that counts ends; none where it does not count.
+    pub async fn certificate_end(&self, fingerprint: &str) -> Result<Option<OffsetDateTime>> {
+        let mut read = self.read().await?;
+        let row = query(
+            "SELECT expires_at FROM node_certificate WHERE fingerprint = $1 AND revoked_at IS NULL",
+        )
+        .bind(fingerprint)
+        .fetch_optional(&mut read)
+        .await
+        .map_err(database("look for a certificate"))?;
+        row.map(|row| Fields::new("node_certificate", &row).time("expires_at"))
+            .transpose()
+    }
 }
 
 /// The key that a token was used for; [`Error::Token`] where there is none that still holds.

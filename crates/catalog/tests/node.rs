@@ -126,6 +126,8 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     let back = catalog.use_token("next", "k3", &first, ("c6", soon)).await;
     back.unwrap();
     catalog.join_node(&first).await.unwrap();
+    assert!(catalog.certificate_end("c1").await.unwrap().is_some());
+    assert_eq!(catalog.certificate_end("c0").await.unwrap(), None);
     let state = catalog.certificate("c1").await.unwrap();
     assert_eq!(state, CertificateState::Revoked);
     catalog.check().await.unwrap();

@@ -45,6 +45,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings.";
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
+    /// File of defaults of options [default: config.toml in the home folder, else
+    /// /etc/vmtwin/config.toml]
+    #[arg(long, global = true, env = "VMTWIN_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Folder of catalog, settings, spool and scratch [default: the user's data folder]
     #[arg(long, global = true, env = "VMTWIN_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,

@@ -288,7 +288,8 @@ impl Home {
     }
 }
 
-fn default_dir() -> Result<PathBuf> {
+/// The home folder of a user who names none.
+pub(crate) fn default_dir() -> Result<PathBuf> {
     if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|d| !d.is_empty()) {
         return Ok(PathBuf::from(data).join("vmtwin"));
     }

@@ -10,6 +10,7 @@ mod cancel;
 mod cli;
 mod cluster;
 mod command;
+mod config;
 mod content;
 mod daemon;
 mod db;
@@ -37,7 +38,7 @@ mod ui;
 mod verify;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::FromArgMatches;
 
 use backup::Cx;
 use cancel::Cancel;
@@ -52,9 +53,11 @@ use ui::Ui;
 const EXIT_WARNINGS: i32 = 3;
 /// Failed.
 const EXIT_FAILED: i32 = 1;
+/// Wrong usage.
+const EXIT_USAGE: i32 = 2;
 
 fn main() {
-    let cli = Cli::parse();
+    let cli = parse();
     match cli.command {
         Command::PauseGuard => std::process::exit(vmtwin_hypervisor::guard::run()),
         Command::RestoreGuard => std::process::exit(restore::run_guard()),
@@ -78,6 +81,16 @@ fn main() {
         }
     };
     std::process::exit(code);
+}
+
+/// The command line, with the defaults of the config file.
+fn parse() -> Cli {
+    let line = config::command_line().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        std::process::exit(EXIT_USAGE)
+    });
+    let given = Cli::from_arg_matches(&line.clone().get_matches());
+    given.unwrap_or_else(|error| error.format(&mut line.clone()).exit())
 }
 
 /// Logs go to stderr; `VMTWIN_LOG` sets the filter.

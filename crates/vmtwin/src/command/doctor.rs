@@ -2,6 +2,8 @@
 //!
 //! Nothing is changed. Each check is a function that looks at one thing.
 
+mod by_itself;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -77,6 +79,7 @@ pub(crate) fn run(home: &Home, ui: &Ui) -> Result<i32> {
     checks.extend([space(home), catalog(home)]);
     checks.extend(repositories(home)?);
     checks.extend([libvirt(), reader(), clock()]);
+    checks.extend(by_itself::checks(home));
     ui.result(&checks, || text(&checks))?;
     let worst = |state| checks.iter().any(|check| check.state == state);
     Ok(match (worst(State::Failed), worst(State::Warning)) {

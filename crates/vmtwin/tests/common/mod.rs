@@ -88,6 +88,8 @@ impl Vmtwin {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmtwin"));
         command
             .args(args)
+            // The machine's own says nothing here.
+            .env("VMTWIN_CONFIG", "/dev/null")
             .env("VMTWIN_HOME", self.home())
             .env("VMTWIN_REPO", &self.repo)
             .env("VMTWIN_PASSWORD", PASSWORD)
