@@ -14,6 +14,7 @@ CREATE TABLE task (
     exit_code  BIGINT,
     error      TEXT,
     result     TEXT,
+    text       TEXT,
     log        TEXT,
     UNIQUE (asked_by, asked_key)
 );
@@ -51,4 +52,5 @@ CREATE INDEX audit_by_time ON audit (at);
 
 -- Pages and sums over long histories, without reading reports.
 CREATE INDEX snapshot_growth ON snapshot (time, id, bytes_read, bytes_new, bytes_stored);
+CREATE INDEX snapshot_trend ON snapshot (vm_name, time, bytes_new, bytes_stored);
 CREATE INDEX job_latest ON job (vm_id, kind, started_at);

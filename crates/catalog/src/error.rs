@@ -97,6 +97,18 @@ pub enum Error {
         /// The id that was asked for.
         task: TaskId,
     },
+    /// Another notification has the name.
+    #[error("there is a notification {name:?} already; remove it first, or choose another name")]
+    TargetExists {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// No notification of this name.
+    #[error("there is no notification {name:?}; see: vmtwin notify list")]
+    NoTarget {
+        /// The name that was asked for.
+        name: String,
+    },
     /// This node was removed from the cluster.
     #[error("this node was removed from the cluster; run `vmtwin cluster join TOKEN` on it")]
     NodeRemoved,

@@ -78,13 +78,13 @@ impl Catalog {
         }))
     }
 
-    /// The latest snapshot of every guest that has one. One that several repositories hold may come
-    /// more than once.
+    /// The latest snapshot of every guest of the table that has one. One that several repositories
+    /// hold may come more than once.
     pub async fn latest_snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut read = self.read().await?;
         let rows = query(
-            "SELECT s.* FROM snapshot s JOIN (SELECT vm_name, MAX(time) AS latest FROM snapshot \
-             GROUP BY vm_name) l ON s.vm_name = l.vm_name AND s.time = l.latest",
+            "SELECT s.* FROM vm v JOIN snapshot s ON s.vm_name = v.name \
+             AND s.time = (SELECT MAX(l.time) FROM snapshot l WHERE l.vm_name = v.name)",
         )
         .fetch_all(&mut read)
         .await

@@ -97,6 +97,17 @@ uuid_id!(
     "audit id"
 );
 
+uuid_id!(
+    /// Somebody who is told of what goes wrong.
+    TargetId,
+    "notification id"
+);
+uuid_id!(
+    /// A message to somebody.
+    MessageId,
+    "message id"
+);
+
 /// A step in a job's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -11,9 +11,12 @@
 //! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
 //! | `task` | `task.rs` | commands that a daemon runs for somebody |
 //! | `api_token`, `api_session`, `audit` | `access.rs` | who may ask a daemon for what, and who did |
+//! | `notify_target`, `notify_failing` | `notify.rs` | whom to tell of what goes wrong, and what does |
+//! | `notify_message` | `outbox.rs` | messages on their way, claimed by whoever delivers them |
 //! | `node` | `node.rs` | the nodes of a cluster, and the last configuration each gave |
 //! | `join_token`, `node_certificate` | `membership.rs` | who may speak as a node |
 //! | `setting` | `setting.rs` | texts by key |
+//! | (all) | `figures.rs` | figures for whoever watches, cheap however long the history is |
 //! | (all) | `dump/` | complete copies, the same from both databases |
 //!
 //! Invariants:
@@ -28,12 +31,15 @@ mod access;
 mod disk;
 mod dump;
 mod error;
+mod figures;
 mod history;
 mod id;
 mod job;
 mod membership;
 mod node;
+mod notify;
 mod open;
+mod outbox;
 mod page;
 mod pause;
 mod postgres;
@@ -55,12 +61,15 @@ pub use access::{ApiSession, ApiToken, AuditEntry, Scope};
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};
+pub use figures::{Figures, GuestFigures, ScheduleFigures};
 pub use history::{Growth, SnapshotSummary};
-pub use id::{AuditId, JobId, NodeId, ScheduleId, StepId, TaskId, VmId};
+pub use id::{AuditId, JobId, MessageId, NodeId, ScheduleId, StepId, TargetId, TaskId, VmId};
 pub use job::{Job, JobKind, NewJob, Outcome};
 pub use membership::CertificateState;
 pub use node::{Cluster, NewNode, Node};
+pub use notify::{Decision, Failing, NotifyTarget, Situation};
 pub use open::Catalog;
+pub use outbox::{MessageOutcome, OutboxMessage};
 pub use page::{Cursor, Page};
 pub use postgres::is_postgres_url;
 pub use process::{Liveness, ProcessIdentity};

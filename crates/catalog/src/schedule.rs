@@ -245,7 +245,7 @@ fn is_taken(error: &sqlx::Error) -> bool {
     database.is_some_and(|error| error.is_unique_violation())
 }
 
-fn schedule(row: &Row) -> Result<Schedule> {
+pub(crate) fn schedule(row: &Row) -> Result<Schedule> {
     let fields = Fields::new("schedule", row);
     Ok(Schedule {
         id: fields.parse("id")?,
@@ -256,7 +256,7 @@ fn schedule(row: &Row) -> Result<Schedule> {
     })
 }
 
-fn run(row: &Row) -> Result<ScheduleRun> {
+pub(crate) fn run(row: &Row) -> Result<ScheduleRun> {
     let fields = Fields::new("schedule_run", row);
     let owner = fields.json("owner")?;
     Ok(ScheduleRun {

@@ -129,6 +129,10 @@ impl Catalog {
         for schedule in self.schedules().await? {
             self.runs(&schedule.id, u32::MAX).await?;
         }
+        self.failing().await?;
+        for target in self.notify_targets().await? {
+            self.messages(&target.id, u32::MAX).await?;
+        }
         for job in self.jobs(u32::MAX).await? {
             self.steps(&job.id).await?;
         }

@@ -90,6 +90,8 @@ pub struct Task {
     pub error: Option<String>,
     /// The document that it printed; in a list it is left out.
     pub result: Option<Value>,
+    /// The same for people; in a list it is left out.
+    pub text: Option<String>,
     /// What it said, lines; in a list it is left out.
     pub log: Option<String>,
 }
@@ -105,13 +107,15 @@ pub struct TaskEnd {
     pub error: Option<String>,
     /// The document that it printed.
     pub result: Option<Value>,
+    /// The same for people.
+    pub text: Option<String>,
     /// What it said.
     pub log: String,
 }
 
 /// What a list leaves out.
 const SHORT: &str = "id, command, arguments, asked_by, vm_name, state, owner, created_at, \
-                     started_at, ended_at, exit_code, error, NULL AS result, NULL AS log";
+                     started_at, ended_at, exit_code, error, NULL AS result, NULL AS text, NULL AS log";
 
 impl Catalog {
     /// Adds a task, or gives the one that the same asker wanted by the same key before; `true` for
@@ -177,7 +181,7 @@ impl Catalog {
         let mut write = self.write().await?;
         query(
             "UPDATE task SET state = $2, ended_at = $3, exit_code = $4, error = $5, result = $6, \
-             log = $7 WHERE id = $1",
+             log = $7, text = $8 WHERE id = $1",
         )
         .bind(id.as_str())
         .bind(end.state.as_str())
@@ -186,6 +190,7 @@ impl Catalog {
         .bind(&end.error)
         .bind(end.result.as_ref().map(Value::to_string))
         .bind(&end.log)
+        .bind(&end.text)
         .execute(&mut write)
         .await
         .map_err(database("end a task"))?;
@@ -278,6 +283,7 @@ fn task(row: &Row) -> Result<Task> {
         exit_code: fields.optional_signed("exit_code")?,
         error: fields.optional_text("error")?,
         result: fields.optional_json("result")?,
+        text: fields.optional_text("text")?,
         log: fields.optional_text("log")?,
     })
 }

@@ -22,6 +22,12 @@ pub(crate) fn folder() -> PathBuf {
     )
 }
 
+/// The path of a program that `tools/setup --all` installs there.
+#[must_use]
+pub fn cached(program: &str) -> PathBuf {
+    folder().join(program)
+}
+
 /// A name for content, good within one cache.
 pub(crate) fn content_hash(parts: &[&[u8]]) -> String {
     let mut hasher = DefaultHasher::new();

@@ -48,9 +48,11 @@ mod process;
 mod qmp;
 #[cfg(feature = "s3")]
 pub mod s3;
+mod sink;
 mod tpm;
 
 pub use accel::Accel;
+pub use cache::cached;
 pub use clean::{assert_clean, assert_no_spools, leftovers};
 pub use command::{GuestBuilder, Mode};
 pub use console::{Heartbeat, Log, Report, Tick};
@@ -64,8 +66,9 @@ pub use ledger::{DiskLedger, assert_one_instant};
 pub use libvirt::LibvirtHost;
 pub use libvirt_guest::LibvirtGuest;
 pub use postgres::Postgres;
-pub use process::{Workdir, free_port, run, try_run};
+pub use process::{Workdir, free_port, promtool, run, try_run};
 pub use qmp::{Qmp, QmpEvent};
+pub use sink::Sink;
 
 /// Whether the long tests are wanted too (`./test --all`).
 pub fn all_tests_wanted() -> bool {

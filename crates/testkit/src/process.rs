@@ -28,6 +28,13 @@ pub fn try_run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
+/// Prometheus's own judge of figures and rules; `tools/setup` puts it into the cache.
+pub fn promtool() -> PathBuf {
+    let path = crate::cache::folder().join("promtool");
+    assert!(path.exists(), "no {}: run tools/setup", path.display());
+    path
+}
+
 /// A TCP port of the loopback address that nobody used a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binding a port");

@@ -2,6 +2,7 @@
 
 mod backup;
 pub(crate) mod files;
+mod notify;
 pub(crate) mod repo;
 mod restore;
 mod schedule;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use backup::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
+pub(crate) use notify::{NotifyAddArgs, NotifyCommand};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
 pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
 pub(crate) use serve::{ServeArgs, TokenCommand};
@@ -77,6 +79,33 @@ pub(crate) struct Global {
     /// No progress bars
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+    /// Run the command on the host where a `vmtwin serve` is; paths are that host's [token: VMTWIN_TOKEN]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_SERVER",
+        value_name = "URL",
+        help_heading = "Server"
+    )]
+    pub(crate) server: Option<String>,
+    /// Certificate that the server's must be signed by, PEM [default: what this machine trusts]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_SERVER_CA",
+        value_name = "FILE",
+        help_heading = "Server"
+    )]
+    pub(crate) server_ca: Option<PathBuf>,
+    /// File whose first line is the token for the server
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Server"
+    )]
+    pub(crate) token_file: Option<PathBuf>,
     /// Started by another vmtwin: progress in lines, and the end of stdin is a Ctrl-C
     #[arg(long, global = true, hide = true)]
     pub(crate) worker: bool,
@@ -143,6 +172,19 @@ pub(crate) enum Command {
     /// Have guests backed up by themselves
     #[command(subcommand)]
     Schedule(ScheduleCommand),
+    /// Have people told of what goes wrong: by webhook, mail or command
+    #[command(subcommand)]
+    Notify(NotifyCommand),
+    /// Print figures for Prometheus
+    #[command(after_help = "Examples:\n  vmtwin metrics\n  vmtwin metrics --out \
+        /var/lib/prometheus/node-exporter/vmtwin.prom     for node_exporter's textfile collector\n\n\
+        `vmtwin serve` serves the same at /metrics. Alert rules and a board for Grafana are in \
+        /usr/share/vmtwin.")]
+    Metrics {
+        /// Write them to this file, at once or not at all
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Undo what a crash left behind: a paused guest, filters, exports, files, locks
     #[command(
         after_help = "Every command that touches guests does this first, so it is seldom \

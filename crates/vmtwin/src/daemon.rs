@@ -92,7 +92,7 @@ fn serve_api(cx: &Cx<'_>, args: &ServeArgs, runner: &Arc<Runner>) -> Result<()> 
                 .note(&format!("SHA-256 of the certificate: {fingerprint}"));
         }
         let end = agent::until_cancelled(cx.cancel);
-        api::serve(api, listener, end).await;
+        api::serve(&api, listener, end).await;
         Ok(())
     });
     runner.end();

@@ -20,7 +20,10 @@ mod home;
 mod isolated;
 mod journal;
 mod libvirt;
+mod metrics;
+mod notify;
 mod recover;
+mod remote;
 mod restore;
 mod settle;
 mod source;
@@ -90,11 +93,18 @@ fn init_logging() {
 
 fn run(cli: &Cli) -> Result<i32> {
     let cancel = Cancel::on_signals()?;
+    if let Some(server) = &cli.global.server
+        && !cli.global.worker
+        && !command::is_local(&cli.command)
+    {
+        let ui = Ui::new(cli.global.json, cli.global.quiet);
+        return remote::run(server, &cli.global, &ui, &cancel);
+    }
     let home = Home::open(&cli.global, &cancel)?;
     let ui = match cli.global.worker {
         true => {
             task::watch_parent(&cancel);
-            Ui::for_worker(cli.global.json)
+            Ui::for_worker()
         }
         false => Ui::new(cli.global.json, cli.global.quiet),
     };
@@ -134,6 +144,8 @@ fn run(cli: &Cli) -> Result<i32> {
         | Command::Twin(_)
         | Command::Snapshot(_)
         | Command::Schedule(_)
+        | Command::Notify(_)
+        | Command::Metrics { .. }
         | Command::Serve(_)
         | Command::Token(_)
         | Command::Recover => {
@@ -177,6 +189,8 @@ fn with_catalog(cx: &Cx<'_>, command: &Command) -> Result<i32> {
         }
         Command::Twin(command) => standby::run(cx, command),
         Command::Schedule(args) => command::schedule::run(cx, args),
+        Command::Notify(args) => command::notify::run(cx, args).map(|()| 0),
+        Command::Metrics { out } => command::metrics::run(cx, out.as_deref()).map(|()| 0),
         Command::Serve(args) => daemon::serve(cx, args).map(|()| 0),
         Command::Token(args) => command::token::run(cx, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Verify(args)) => {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use vmtwin_repository::{Progress, ProgressDelta};
 
 use crate::cancel::Cancel;
-use crate::task::{MARK, Progress as Told};
+use crate::task::{MARK, Printed, Progress as Told};
 
 /// How often progress is told to the process that started this one.
 const TELL: Duration = Duration::from_millis(300);
@@ -35,12 +35,12 @@ impl Ui {
     }
 
     /// Of a process that another one started and listens to.
-    pub(crate) fn for_worker(json: bool) -> Ui {
+    pub(crate) fn for_worker() -> Ui {
         let told = Arc::new(Mutex::new(Vec::new()));
         let bars = Arc::clone(&told);
         thread::spawn(move || tell_progress(&bars));
         Ui {
-            json,
+            json: true,
             bars: false,
             told: Some(told),
         }
@@ -53,7 +53,10 @@ impl Ui {
         text: impl FnOnce() -> String,
     ) -> Result<()> {
         use std::io::Write;
-        let out = if self.json {
+        let out = if self.told.is_some() {
+            let text = text();
+            serde_json::to_string(&Printed { document, text })?
+        } else if self.json {
             serde_json::to_string_pretty(document)?
         } else {
             text()

@@ -1,5 +1,5 @@
-//! The tests of jobs, nodes and of the VM table again, on a PostgreSQL server, and what only a server has:
-//! strangers' tables, later schemas, a server that is gone for a while.
+//! The tests of jobs, nodes, notifications and of the VM table again, on a PostgreSQL server, and what
+//! only a server has: strangers' tables, later schemas, a server that is gone for a while.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,6 +16,8 @@ mod common;
 mod job;
 #[path = "../node.rs"]
 mod node;
+#[path = "../notify.rs"]
+mod notify;
 mod server;
 #[path = "../vm.rs"]
 mod vm;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,6 +19,7 @@ use axum::{Extension, Json};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 use vmtwin_catalog::{ApiToken, Scope};
@@ -166,12 +167,6 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 }
 
 async fn by_token(api: &Shared, token: &str, from: IpAddr) -> Answer<ApiToken> {
-    if api.guesses.are_too_many(from) {
-        return Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too many wrong tokens came from your address; wait a minute",
-        ));
-    }
     let is_one = token.starts_with(MARK) && token.len() <= MAX_TOKEN_CHARS;
     let found = match is_one {
         true => {
@@ -181,7 +176,14 @@ async fn by_token(api: &Shared, token: &str, from: IpAddr) -> Answer<ApiToken> {
         }
         false => None,
     };
+    // A good token is never kept out by what others at its address do.
     found.ok_or_else(|| {
+        if api.guesses.are_too_many(from) {
+            return Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many wrong tokens came from your address; wait a minute",
+            );
+        }
         api.guesses.add(from);
         unknown("the token is not known here, or has ended; make one: vmtwin token add NAME")
     })
@@ -194,6 +196,38 @@ pub(super) fn body<T>(given: Body<T>) -> Answer<T> {
     match given {
         Ok(Json(value)) => Ok(value),
         Err(rejection) => Err(Problem::new(rejection.status(), rejection.body_text())),
+    }
+}
+
+/// The part of a path that names something.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answer<Named> {
+        let given = Path::<String>::from_request_parts(parts, state).await;
+        let wrong = |why: axum::extract::rejection::PathRejection| {
+            Problem::new(why.status(), why.body_text())
+        };
+        given.map(|Path(name)| Named(name)).map_err(wrong)
+    }
+}
+
+/// The query of a request.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Answer<Params<T>> {
+        match Query::<T>::try_from_uri(&parts.uri) {
+            Ok(Query(given)) => Ok(Params(given)),
+            Err(wrong) => Err(Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                wrong.body_text(),
+            )),
+        }
     }
 }
 
@@ -338,7 +372,7 @@ pub(super) async fn add_token(
 pub(super) async fn remove_token(
     State(api): State<Shared>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer<StatusCode> {
     caller.needs(Scope::Admin)?;
     let removed = api

@@ -15,9 +15,9 @@ use crate::cli::Cli;
 /// Commands that are no requests: they serve, print for a shell, or are this program's own.
 const NOT_ASKED_FOR: &[&str] = &["serve", "completions", "man", "schedule follow", "help"];
 /// Longest value.
-const MAX_VALUE_CHARS: usize = 4096;
+const MAX_VALUE_CHARS: usize = 1024;
 /// Most values of one argument.
-const MAX_VALUES: usize = 1000;
+const MAX_VALUES: usize = 100;
 
 /// A command that can be asked for.
 pub(super) struct Asked {
@@ -175,25 +175,33 @@ fn is_number(arg: &Arg) -> bool {
 fn values(arg: &Arg, given: &Value) -> Result<Vec<String>, String> {
     let field = field(arg);
     let one = |value: &Value| match value {
-        Value::String(text) if text.len() <= MAX_VALUE_CHARS && !text.contains('\0') => {
-            Ok(text.clone())
+        Value::String(text) => {
+            let is_long = text.chars().count() > MAX_VALUE_CHARS;
+            match is_long || text.contains('\0') {
+                true => Err(format!(
+                    "{field}: up to {MAX_VALUE_CHARS} characters of text"
+                )),
+                false => Ok(text.clone()),
+            }
         }
-        Value::Number(number) => Ok(number.to_string()),
-        _ => Err(format!("{field}: a text or a number is needed")),
+        Value::Number(number) if is_number(arg) => Ok(number.to_string()),
+        _ if is_number(arg) => Err(format!("{field}: a number or a text is needed")),
+        _ => Err(format!("{field}: a text is needed")),
     };
-    match given {
-        Value::Array(all) if is_list(arg) && all.len() <= MAX_VALUES => {
-            all.iter().map(one).collect()
-        }
-        Value::Array(_) => Err(format!("{field}: one value is needed")),
-        single => Ok(vec![one(single)?]),
+    match (given, is_list(arg)) {
+        (Value::Array(all), true) if all.len() <= MAX_VALUES => all.iter().map(one).collect(),
+        (_, true) => Err(format!("{field}: a list of up to {MAX_VALUES} is needed")),
+        (single, false) => Ok(vec![one(single)?]),
     }
 }
 
 fn schema_of(arg: &Arg) -> Value {
     let mut schema = match (is_flag(arg), is_number(arg)) {
         (true, _) => json!({"type": "boolean"}),
-        (false, true) => json!({"type": "integer", "minimum": 0}),
+        // Some are read from texts such as 1d.
+        (false, true) => {
+            json!({"type": ["integer", "string"], "minimum": 0, "maxLength": MAX_VALUE_CHARS})
+        }
         (false, false) => json!({"type": "string", "maxLength": MAX_VALUE_CHARS}),
     };
     let possible = arg.get_possible_values();

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::Child;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use utoipa::IntoParams;
 use vmtwin_catalog::Scope;
 use vmtwin_server::Problem;
 
-use super::access::Caller;
+use super::access::{Caller, Named, Params};
 use super::model::ProblemView;
 use super::{Answer, Shared};
 
@@ -33,6 +33,8 @@ pub(super) struct WhichFile {
     disk: String,
     /// The path in it.
     path: String,
+    /// Which file system of the disk, where it has several; as `snapshot ls ID` names it.
+    filesystem: Option<String>,
 }
 
 /// A file out of a snapshot.
@@ -43,11 +45,12 @@ pub(super) struct WhichFile {
 pub(super) async fn file(
     State(api): State<Shared>,
     caller: Caller,
-    Path(id): Path<String>,
-    Query(which): Query<WhichFile>,
+    Named(id): Named,
+    Params(which): Params<WhichFile>,
 ) -> Answer<Response> {
     caller.needs(Scope::Restore)?;
     let target = target(&id, &which)?;
+    let filesystem = which.filesystem.clone();
     let (who, from, detail) = (caller.name, caller.from, target.clone());
     let runner = std::sync::Arc::clone(&api.runner);
     let child = api
@@ -56,7 +59,9 @@ pub(super) async fn file(
                 c.note_audit(&who, &from, "download", &detail, "asked")
                     .await
             })?;
-            let line = ["snapshot", "get", "--to=-", "--", &target].map(str::to_owned);
+            let mut line = ["snapshot", "get", "--to=-"].map(str::to_owned).to_vec();
+            line.extend(filesystem.map(|name| format!("--filesystem={name}")));
+            line.extend(["--".to_owned(), target]);
             runner.spawn(&line)
         })
         .await?;
@@ -87,7 +92,11 @@ fn target(id: &str, which: &WhichFile) -> Answer<String> {
     if id.len() < 4 || id.len() > 64 || !id.chars().all(|c| c.is_ascii_hexdigit()) {
         return Err(super::not_found("there is no snapshot of this id"));
     }
-    let length = which.disk.len() + which.path.len();
+    let filesystem = which.filesystem.as_deref().unwrap_or_default();
+    let length = which.disk.len() + which.path.len() + filesystem.len();
+    if filesystem.contains('\0') {
+        return wrong("the file system is no name");
+    }
     if length > MAX_NAME_CHARS || which.disk.contains('\0') || which.path.contains('\0') {
         return wrong("the disk or the path is too long, or no name");
     }
@@ -159,6 +168,7 @@ mod tests {
         let which = |disk: &str, path: &str| WhichFile {
             disk: disk.into(),
             path: path.into(),
+            filesystem: None,
         };
         let good = target("1a2b3c4d", &which("vda:1", "/etc/hosts")).unwrap();
         assert_eq!(good, "1a2b3c4d:vda:1/etc/hosts");

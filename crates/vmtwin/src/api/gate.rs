@@ -44,24 +44,24 @@ pub(super) fn check(arguments: &[String], folders: &[&Path]) -> Result<Checked, 
             "{words} cannot be asked for; run it on the host"
         )));
     }
-    for option in [
-        "home",
-        "database",
-        "password_file",
-        "password_command",
-        "worker",
-    ] {
-        if leaf.value_source(option) == Some(ValueSource::CommandLine) {
+    let command = Cli::command();
+    let closed = command.get_arguments().filter(|arg| {
+        let id = arg.get_id().as_str();
+        arg.is_global_set() && !OPEN_OPTIONS.contains(&id)
+    });
+    for option in closed {
+        if leaf.value_source(option.get_id().as_str()) == Some(ValueSource::CommandLine) {
             return Err(refused(&format!(
                 "--{} is the host's own affair; only {} may be given",
-                option.replace('_', "-"),
+                option.get_long().unwrap_or_default(),
                 OPEN_OPTIONS.join(", ")
             )));
         }
     }
     let reaches_out = given(leaf).any(|id| REACHING_OUT.contains(&id))
         || strange_paths(leaf, folders)
-        || cli.global.repo.as_deref().is_some_and(is_location);
+        || given(leaf).any(|id| id == "repo")
+            && cli.global.repo.as_deref().is_some_and(is_location);
     let needs = match reaches_out {
         true => Scope::Admin,
         false => scope(&cli.command),
@@ -256,6 +256,7 @@ mod tests {
             "backup web01 --password-command sh",
             "backup web01 --password-file /etc/shadow",
             "backup web01 --worker",
+            "backup web01 --server http://elsewhere",
             "vm list --database postgres://x/y",
         ] {
             assert_eq!(needs(line).unwrap_err(), 403, "{line}");

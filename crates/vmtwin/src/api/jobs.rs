@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use vmtwin_catalog::{Cursor, NewTask, Scope, TaskId, TaskState};
 use vmtwin_server::Problem;
 
-use super::access::{Body, Caller, body};
+use super::access::{Body, Caller, Named, Params, body};
 use super::gate::{self, Checked};
 use super::model::{Job, ListOf, ProblemView};
 use super::{Answer, Shared, commands};
@@ -49,7 +49,7 @@ pub(super) struct Waiting {
 #[serde(deny_unknown_fields)]
 pub(super) struct CommandLine {
     /// What follows the program's name.
-    #[schema(max_items = 1000)]
+    #[schema(max_items = 1000, value_type = Vec<String>)]
     arguments: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct CommandLine {
 pub(super) async fn command_line(
     State(api): State<Shared>,
     caller: Caller,
-    Query(waiting): Query<Waiting>,
+    Params(waiting): Params<Waiting>,
     headers: HeaderMap,
     given: Body<CommandLine>,
 ) -> Answer<Response> {
@@ -73,8 +73,8 @@ pub(super) async fn command_line(
 pub(super) async fn command(
     State(api): State<Shared>,
     caller: Caller,
-    Path(words): Path<String>,
-    Query(waiting): Query<Waiting>,
+    Named(words): Named,
+    Params(waiting): Params<Waiting>,
     headers: HeaderMap,
     given: Body<Map<String, Value>>,
 ) -> Answer<Response> {
@@ -100,6 +100,11 @@ async fn ask(
             "an argument holds a zero character",
         ));
     }
+    let wait = waiting.wait.unwrap_or(0);
+    if wait > MAX_WAIT_S {
+        let why = format!("wait: up to {MAX_WAIT_S} seconds");
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why));
+    }
     let key = key_of(headers)?;
     let cluster = api.home.dir().join("cluster");
     let checked = gate::check(&arguments, &[&api.restore_root, &cluster])?;
@@ -124,7 +129,6 @@ async fn ask(
     let runner = Arc::clone(&api.runner);
     let (task, _) = api.blocking(move |_| runner.submit(&new)).await?;
     let place = [(header::LOCATION, format!("/api/v1/jobs/{}", task.id))];
-    let wait = waiting.wait.unwrap_or(0).min(MAX_WAIT_S);
     if wait > 0 && !task.state.is_over() {
         let limit = Duration::from_secs(wait);
         let _ = tokio::time::timeout(limit, until_over(&task.id, watch)).await;
@@ -218,6 +222,7 @@ async fn look(
         exit_code: ended.exit_code.map(i64::from),
         error: (!good).then_some(ended.said),
         result: Some(ended.result),
+        text: ended.text,
         log: None,
     };
     Ok(Json(job).into_response())
@@ -244,9 +249,11 @@ async fn full(api: &Shared, id: &TaskId) -> Answer<Job> {
             });
         }
         let mut task = api.db.run(async |c| c.task(&id).await)?;
-        let (result, log) = (task.result.take(), task.log.take());
+        let (result, text) = (task.result.take(), task.text.take());
+        let log = task.log.take();
         Ok(Job {
             result,
+            text,
             log: Some(log.map_or_else(Vec::new, |log| log.lines().map(str::to_owned).collect())),
             ..Job::from(task)
         })
@@ -270,8 +277,16 @@ pub(super) struct Which {
 }
 
 /// How many, within bounds.
-pub(super) fn limited(limit: Option<u32>) -> u32 {
-    limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT)
+pub(super) fn limited(limit: Option<u32>) -> anyhow::Result<u32> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    match (1..=MAX_LIMIT).contains(&limit) {
+        true => Ok(limit),
+        false => Err(vmtwin_catalog::Error::Invalid {
+            what: "the limit",
+            why: format!("it is from 1 to {MAX_LIMIT}"),
+        }
+        .into()),
+    }
 }
 
 /// Jobs, the latest first.
@@ -280,7 +295,7 @@ pub(super) fn limited(limit: Option<u32>) -> u32 {
 pub(super) async fn list(
     State(api): State<Shared>,
     _caller: Caller,
-    Query(which): Query<Which>,
+    Params(which): Params<Which>,
 ) -> Answer<Json<ListOf<Job>>> {
     let list = api.blocking(move |api| {
         let state = which
@@ -293,7 +308,7 @@ pub(super) async fn list(
             .as_deref()
             .map(str::parse::<Cursor>)
             .transpose()?;
-        let (vm, limit) = (which.vm.as_deref(), limited(which.limit));
+        let (vm, limit) = (which.vm.as_deref(), limited(which.limit)?);
         let page = api
             .db
             .run(async |c| c.tasks(vm, state, cursor.as_ref(), limit).await)?;
@@ -320,7 +335,7 @@ fn parsed(id: &str) -> Answer<TaskId> {
 pub(super) async fn one(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer<Json<Job>> {
     Ok(Json(full(&api, &parsed(&id)?).await?))
 }
@@ -331,7 +346,7 @@ pub(super) async fn one(
 pub(super) async fn cancel(
     State(api): State<Shared>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer<StatusCode> {
     let id = parsed(&id)?;
     let job = full(&api, &id).await?;
@@ -354,12 +369,12 @@ pub(super) async fn cancel(
 
 /// Follow a job: server-sent events `job` and `log` until it is over.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}/events", tag = "jobs", params(("id" = String, Path)),
-    responses((status = 200, content_type = "text/event-stream", body = String),
+    responses((status = 200, description = "text/event-stream"),
         (status = "4XX", body = ProblemView)))]
 pub(super) async fn events_of_one(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer<Response> {
     let id = parsed(&id)?;
     // Watched before it is read: nothing falls in between.
@@ -380,7 +395,7 @@ pub(super) async fn events_of_one(
 
 /// Follow all jobs: server-sent events `job`.
 #[utoipa::path(get, path = "/api/v1/events", tag = "jobs",
-    responses((status = 200, content_type = "text/event-stream", body = String),
+    responses((status = 200, description = "text/event-stream"),
         (status = "4XX", body = ProblemView)))]
 pub(super) async fn events(State(api): State<Shared>, _caller: Caller) -> Response {
     let watch = api.runner.hub().watch();

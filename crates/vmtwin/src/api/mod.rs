@@ -9,6 +9,7 @@
 //! | `protection.rs` | is every guest protected? |
 //! | `views.rs`, `model.rs` | what is looked at, and its shapes |
 //! | `download.rs` | files out of snapshots |
+//! | `pages.rs` | the web pages |
 //! | `openapi.rs` | the document that describes all this |
 //!
 //! What changes something is a command of the command line, run as a [`crate::task`]: nothing can be
@@ -21,6 +22,7 @@ mod gate;
 mod jobs;
 mod model;
 mod openapi;
+mod pages;
 mod protection;
 mod views;
 
@@ -52,7 +54,7 @@ const CONNECTIONS: usize = 2048;
 /// Life of a connection; an event stream that ends is begun again by who watches.
 const CONNECTION_LIFE: Duration = Duration::from_secs(3600);
 /// Longest body of a request.
-const BODY_BYTES: usize = 256 << 10;
+const BODY_BYTES: usize = 1 << 20;
 /// Time for what was begun when the end is asked for.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -186,8 +188,8 @@ fn own_certificate(home: &Home, listen: SocketAddr) -> Result<ServerCertificate>
 }
 
 /// Serves until `end`.
-pub(crate) async fn serve(api: Shared, listener: Listener, end: impl Future<Output = ()>) {
-    listener.serve(router(&api), end).await;
+pub(crate) async fn serve(api: &Shared, listener: Listener, end: impl Future<Output = ()>) {
+    listener.serve(router(api), end).await;
 }
 
 fn router(api: &Shared) -> Router {
@@ -226,9 +228,10 @@ fn router(api: &Shared) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(views::ready))
+        .route("/metrics", get(views::metrics))
         .route("/openapi.json", get(openapi_json))
         .nest("/api/v1", v1)
-        .fallback(page)
+        .fallback(pages::page)
         .layer(middleware::from_fn(headers))
         .with_state(Arc::clone(api))
 }
@@ -242,28 +245,11 @@ async fn openapi_json(State(api): State<Shared>) -> Response {
     (kind, api.openapi.clone()).into_response()
 }
 
-async fn page() -> Problem {
-    not_found("there is no such page")
-}
-
 /// What every answer says to browsers. Nothing of another host is ever loaded.
 async fn headers(request: axum::extract::Request, next: Next) -> Response {
-    const HEADERS: [(&str, &str); 6] = [
-        (
-            "content-security-policy",
-            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
-             connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; \
-             frame-ancestors 'none'",
-        ),
-        ("x-content-type-options", "nosniff"),
-        ("x-frame-options", "DENY"),
-        ("referrer-policy", "no-referrer"),
-        ("cross-origin-opener-policy", "same-origin"),
-        ("cross-origin-resource-policy", "same-origin"),
-    ];
     let mut response = next.run(request).await;
     let fields = response.headers_mut();
-    for (name, value) in HEADERS {
+    for (name, value) in vmtwin_web::SECURITY_HEADERS {
         fields.insert(
             HeaderName::from_static(name),
             HeaderValue::from_static(value),

@@ -115,6 +115,9 @@ pub(super) struct Job {
     /// The document that the command printed; not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) result: Option<Value>,
+    /// The same for people; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) text: Option<String>,
     /// What it said; not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) log: Option<Vec<String>>,
@@ -137,6 +140,7 @@ impl From<Task> for Job {
             exit_code: task.exit_code,
             error: task.error,
             result: None,
+            text: None,
             log: None,
         }
     }

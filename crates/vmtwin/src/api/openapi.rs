@@ -16,6 +16,7 @@ use super::{access, download, jobs, views};
     ),
     paths(
         views::ready,
+        views::metrics,
         views::overview,
         views::vm,
         views::snapshots,
@@ -52,9 +53,25 @@ pub(crate) fn document() -> Value {
     if let Some(paths) = document["paths"].as_object_mut() {
         paths["/readyz"]["get"]["security"] = json!([]);
         paths["/api/v1/session"]["post"]["security"] = json!([]);
+        paths.values_mut().for_each(problems);
         paths.extend(commands::all().iter().map(path));
     }
     document
+}
+
+/// Errors are documents of their own kind.
+fn problems(path: &mut Value) {
+    let operations = path.as_object_mut().into_iter().flat_map(Map::values_mut);
+    for operation in operations {
+        let answers = operation["responses"].as_object_mut().into_iter().flatten();
+        for (_, answer) in answers.filter(|(status, _)| status.starts_with(['4', '5'])) {
+            if let Some(schema) = answer["content"].as_object_mut()
+                && let Some(json) = schema.remove("application/json")
+            {
+                schema.insert("application/problem+json".to_owned(), json);
+            }
+        }
+    }
 }
 
 /// A command as a path.

@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use utoipa::IntoParams;
 use vmtwin_catalog::{Cursor, Job, JobState, Scope, Snapshot, SnapshotSummary, Vm, VmRole};
 use vmtwin_server::Problem;
 
-use super::access::Caller;
+use super::access::{Caller, Named, Params};
 use super::jobs::limited;
 use super::model::{
     Audited, ClusterBackup, ClusterView, ConnectionView, Day, DiskView, Guest, GuestSchedule,
@@ -47,6 +48,17 @@ pub(super) async fn ready(State(api): State<Shared>) -> Answer<&'static str> {
             "the catalog cannot be reached",
         )),
     }
+}
+
+/// Figures for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "service",
+    responses((status = 200, body = String, content_type = "text/plain"), (status = "4XX", body = ProblemView)))]
+pub(super) async fn metrics(State(api): State<Shared>, _caller: Caller) -> Answer<Response> {
+    let text = api
+        .blocking(|api| crate::metrics::render(&api.db, true))
+        .await?;
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((kind, text).into_response())
 }
 
 /// What is known of all guests at once.
@@ -185,7 +197,7 @@ pub(super) async fn overview(State(api): State<Shared>, _caller: Caller) -> Answ
 pub(super) async fn vm(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer<Json<Guest>> {
     let guest = api.blocking(move |api| {
         let Some(vm) = guests(api)?.into_iter().find(|vm| vm.name == name) else {
@@ -228,7 +240,7 @@ pub(super) struct WhichSnapshots {
 pub(super) async fn snapshots(
     State(api): State<Shared>,
     _caller: Caller,
-    Query(which): Query<WhichSnapshots>,
+    Params(which): Params<WhichSnapshots>,
 ) -> Answer<Json<ListOf<SnapshotView>>> {
     let list = api.blocking(move |api| {
         let cursor = which
@@ -236,7 +248,7 @@ pub(super) async fn snapshots(
             .as_deref()
             .map(str::parse::<Cursor>)
             .transpose()?;
-        let (vm, limit) = (which.vm.as_deref(), limited(which.limit));
+        let (vm, limit) = (which.vm.as_deref(), limited(which.limit)?);
         let page = api
             .db
             .run(async |c| c.snapshots_page(vm, cursor.as_ref(), limit).await)?;
@@ -255,7 +267,7 @@ pub(super) async fn snapshots(
 pub(super) async fn snapshot(
     State(api): State<Shared>,
     _caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer<Json<SnapshotView>> {
     if id.len() < 4 || id.len() > 64 || !id.chars().all(|c| c.is_ascii_hexdigit()) {
         return Err(super::not_found("there is no snapshot of this id"));
@@ -395,7 +407,7 @@ pub(super) struct Part {
 pub(super) async fn audit(
     State(api): State<Shared>,
     caller: Caller,
-    Query(part): Query<Part>,
+    Params(part): Params<Part>,
 ) -> Answer<Json<ListOf<Audited>>> {
     caller.needs(Scope::Admin)?;
     let list = api.blocking(move |api| {
@@ -404,7 +416,7 @@ pub(super) async fn audit(
             .as_deref()
             .map(str::parse::<Cursor>)
             .transpose()?;
-        let limit = limited(part.limit);
+        let limit = limited(part.limit)?;
         let page = api
             .db
             .run(async |c| c.audit(cursor.as_ref(), limit).await)?;

@@ -131,7 +131,7 @@ pub(crate) struct ScheduleAddArgs {
 }
 
 /// `90s`, `30m`, `6h`, `1d`; in seconds, up to a year.
-fn parse_time(text: &str) -> Result<u64, String> {
+pub(super) fn parse_time(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no time such as 90s, 30m, 6h or 1d");
     let unit = match text.chars().next_back() {
         Some('s') => 1,

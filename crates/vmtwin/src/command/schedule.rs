@@ -259,18 +259,8 @@ fn last(runs: &[ScheduleRun]) -> String {
         return "-".to_owned();
     };
     let of_latest = || runs.iter().take_while(|run| run.due_at == latest);
-    if of_latest().any(|run| run.outcome.is_none()) {
-        return "runs".to_owned();
-    }
-    let worst = [
-        RunOutcome::Failed,
-        RunOutcome::Interrupted,
-        RunOutcome::Missed,
-        RunOutcome::Warnings,
-        RunOutcome::Done,
-    ];
-    let found = worst
-        .into_iter()
-        .find(|outcome| of_latest().any(|run| run.outcome == Some(*outcome)));
-    found.map_or("-", RunOutcome::as_str).to_owned()
+    let parts: Vec<Option<RunOutcome>> = of_latest().map(|run| run.outcome).collect();
+    timer::worst(&parts)
+        .map_or("runs", RunOutcome::as_str)
+        .to_owned()
 }

@@ -23,14 +23,19 @@ use std::thread;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use time::OffsetDateTime;
-use vmtwin_catalog::{NewTask, Task, TaskEnd, TaskId, TaskState};
+use vmtwin_catalog::{NewTask, RunOutcome, Task, TaskEnd, TaskId, TaskState};
 
+use crate::backup::Cx;
 use crate::db::Db;
 use crate::home::Home;
+use crate::notify::{self, ByHand};
+use crate::ui::Ui;
 
 pub(crate) use hub::{Event, Hub, Live};
-pub(crate) use process::{MARK, Progress, own_arguments, watch_parent};
+pub(crate) use process::{MARK, Printed, Progress, own_arguments, watch_parent};
 
+/// What the asker of a schedule's commands is called, before the schedule's name.
+pub(crate) const BY_SCHEDULE: &str = "schedule ";
 /// Tasks that wait at most.
 const MAX_QUEUED: usize = 256;
 /// How long tasks are remembered.
@@ -43,6 +48,8 @@ pub(crate) struct Ended {
     pub(crate) exit_code: Option<i32>,
     /// The document that it printed.
     pub(crate) result: Value,
+    /// The same for people.
+    pub(crate) text: Option<String>,
     /// The last it said.
     pub(crate) said: String,
 }
@@ -97,6 +104,7 @@ impl Runner {
                 exit_code: None,
                 error: Some("vmtwin serve was killed; what it had begun was undone".to_owned()),
                 result: None,
+                text: None,
                 log: String::new(),
             };
             self.db.run(async |c| c.end_task(&task.id, &end).await)?;
@@ -210,10 +218,47 @@ impl Runner {
             state: TaskState::Failed,
             exit_code: None,
             result: Value::Null,
+            text: None,
             said: format!("{error:#}"),
         });
         self.finish(task, &ended)?;
+        if task.command == "backup" && !task.asked_by.starts_with(BY_SCHEDULE) {
+            self.tell(task, &ended)?;
+        }
         Ok(ended)
+    }
+
+    /// Has people told how backups went that somebody started by hand; schedules tell by themselves.
+    fn tell(&self, task: &Task, ended: &Ended) -> Result<()> {
+        if ended.state == TaskState::Cancelled {
+            return Ok(());
+        }
+        let reports = ended.result.as_array().into_iter().flatten();
+        let by_hand = reports.filter_map(|report| {
+            let text = |key: &str| report[key].as_str().map(str::to_owned);
+            let warned = report["warnings"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty());
+            Some(ByHand {
+                vm: text("vm")?,
+                outcome: match (text("error"), warned) {
+                    (Some(_), _) => RunOutcome::Failed,
+                    (None, true) => RunOutcome::Warnings,
+                    (None, false) => RunOutcome::Done,
+                },
+                note: text("error").or(text("snapshot")),
+            })
+        });
+        let by_hand: Vec<ByHand> = by_hand.collect();
+        let ui = Ui::new(false, true);
+        let cancel = self.home.cancel();
+        let cx = Cx {
+            home: &self.home,
+            db: &self.db,
+            ui: &ui,
+            cancel: &cancel,
+        };
+        notify::after_backup(&cx, &task.asked_by, &by_hand)
     }
 
     fn finish(&self, task: &Task, ended: &Ended) -> Result<()> {
@@ -223,6 +268,7 @@ impl Runner {
             error: (!matches!(ended.state, TaskState::Done | TaskState::Warnings))
                 .then(|| ended.said.clone()),
             result: Some(ended.result.clone()).filter(|result| !result.is_null()),
+            text: ended.text.clone(),
             log: self.hub.log(&task.id).join("\n"),
         };
         let noted = self.db.run(async |c| c.end_task(&task.id, &end).await);
@@ -236,6 +282,7 @@ fn cancelled_before_it_began() -> Ended {
         state: TaskState::Cancelled,
         exit_code: None,
         result: Value::Null,
+        text: None,
         said: "cancelled before it began".to_owned(),
     }
 }

@@ -46,6 +46,13 @@ pub(crate) struct Progress {
     pub(crate) total: Option<u64>,
 }
 
+/// What a command prints at its end, for programs and for people.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Printed<D = Value> {
+    pub(crate) document: D,
+    pub(crate) text: String,
+}
+
 /// What a command tells while it runs.
 pub(crate) enum Told {
     Progress(Progress),
@@ -87,9 +94,7 @@ pub(super) fn run(
     arguments: &[String],
     told: &mut dyn FnMut(Option<Told>) -> bool,
 ) -> Result<Ended> {
-    let mut json = vec!["--json".to_owned()];
-    json.extend_from_slice(arguments);
-    let mut child = spawn(home, dir, &json)?;
+    let mut child = spawn(home, dir, arguments)?;
     let _stdin = child.stdin.take();
     let (sender, receiver) = mpsc::sync_channel(MAX_UNREAD);
     let printed = child.stdout.take().map(|out| reader(out, all_of));
@@ -106,7 +111,8 @@ pub(super) fn run(
         told(event)
     })?;
     let printed = printed.and_then(|receiver| receiver.recv_timeout(LAST_WORDS).ok());
-    let result = printed.and_then(|text| serde_json::from_str(&text).ok());
+    let printed = printed.and_then(|text| serde_json::from_str::<Printed>(&text).ok());
+    let (result, text) = printed.map_or((Value::Null, None), |it| (it.document, Some(it.text)));
     let said = match last.trim() {
         "" => "it said nothing".to_owned(),
         last => last.trim_start_matches("error: ").to_owned(),
@@ -114,7 +120,8 @@ pub(super) fn run(
     Ok(Ended {
         state: state(status, was_told),
         exit_code: status.code(),
-        result: result.unwrap_or(Value::Null),
+        result,
+        text,
         said,
     })
 }

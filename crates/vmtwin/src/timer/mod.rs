@@ -16,6 +16,7 @@ mod spec;
 mod work;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,8 +26,8 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
 
 use crate::backup::Cx;
-use crate::recover;
 use crate::task::Runner;
+use crate::{notify, recover};
 
 pub(crate) use spec::{Spec, When};
 pub(crate) use work::{Done, run_now};
@@ -44,6 +45,19 @@ pub(crate) fn host() -> Result<String> {
     Ok(ProcessIdentity::of_self()?.host)
 }
 
+/// How a due time went: the worst of its parts; none while one of them runs.
+pub(crate) fn worst(parts: &[Option<RunOutcome>]) -> Option<RunOutcome> {
+    let order = [
+        RunOutcome::Failed,
+        RunOutcome::Interrupted,
+        RunOutcome::Missed,
+        RunOutcome::Warnings,
+        RunOutcome::Done,
+    ];
+    let ended: Vec<RunOutcome> = parts.iter().copied().collect::<Option<_>>()?;
+    order.into_iter().find(|outcome| ended.contains(outcome))
+}
+
 /// Starts what is due, until it is told to end, or `over` says so; what runs then is ended in order.
 pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> Result<()> {
     let host = host()?;
@@ -54,9 +68,14 @@ pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> R
     }
     mark_dead_runs(cx)?;
     runner.clean_up()?;
+    if let Err(error) = notify::sweep(cx, &host) {
+        cx.ui.note(&format!("warning: {error:#}"));
+    }
     let long_ago = OffsetDateTime::now_utc() - MEMORY;
     cx.db.run(async |c| c.forget_runs(long_ago).await)?;
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        scope.spawn(|| notify::follow(cx, &ended));
         let mut looked: Option<Instant> = None;
         while !cx.cancel.is_set() && !over() {
             if looked.is_some_and(|at| at.elapsed() < REST) {
@@ -81,6 +100,7 @@ pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> R
                 });
             }
         }
+        ended.store(true, Ordering::Relaxed);
     });
     Ok(())
 }
@@ -135,6 +155,7 @@ fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> R
             let db = cx.db;
             db.run(async |c| c.finish_run(id, at, ALL, outcome, note).await)?;
             cx.ui.note(&format!("{}: missed", schedule.name));
+            notify::after_run(cx, &schedule, at);
         }
         return Ok(None);
     }

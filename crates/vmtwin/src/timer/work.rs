@@ -14,7 +14,8 @@ use vmtwin_catalog::{NewTask, RunOutcome, Schedule, TaskState, Vm, VmRole};
 use super::spec::{ClusterBackup, Spec};
 use super::{Due, lock};
 use crate::backup::{Cx, shuffle};
-use crate::task::{Ended, Runner};
+use crate::notify;
+use crate::task::{BY_SCHEDULE, Ended, Runner};
 
 /// What stands for the work after the guests.
 const RETENTION: &str = "retention";
@@ -36,14 +37,10 @@ pub(crate) struct Done {
 /// Does what is due.
 pub(super) fn run(cx: &Cx<'_>, runner: &Runner, due: &Due) {
     let name = &due.schedule.name;
-    match all(
-        cx,
-        runner,
-        &due.schedule,
-        &due.spec,
-        due.at,
-        Some(due.begins),
-    ) {
+    let begins = Some(due.begins);
+    let ended = all(cx, runner, &due.schedule, &due.spec, due.at, begins);
+    notify::after_run(cx, &due.schedule, due.at);
+    match ended {
         Ok(done) => {
             for one in done {
                 let note = one.note.map_or(String::new(), |note| format!(": {note}"));
@@ -59,14 +56,14 @@ pub(super) fn run(cx: &Cx<'_>, runner: &Runner, due: &Due) {
 pub(crate) fn run_now(cx: &Cx<'_>, schedule: &Schedule) -> Result<Vec<Done>> {
     let spec = Spec::of(schedule)?;
     let runner = Runner::new(cx.home, 1)?;
-    all(
-        cx,
-        &runner,
-        schedule,
-        &spec,
-        OffsetDateTime::now_utc(),
-        None,
-    )
+    let at = OffsetDateTime::now_utc();
+    let ended = all(cx, &runner, schedule, &spec, at, None);
+    notify::after_run(cx, schedule, at);
+    // Nothing may follow the schedules here, such as where cron does.
+    if let Err(error) = notify::deliver_due(cx) {
+        cx.ui.note(&format!("warning: {error:#}"));
+    }
+    ended
 }
 
 fn all(
@@ -250,7 +247,7 @@ impl Run<'_> {
         let new = NewTask {
             command: command.to_owned(),
             arguments,
-            asked_by: format!("schedule {}", self.schedule.name),
+            asked_by: format!("{BY_SCHEDULE}{}", self.schedule.name),
             asked_key: None,
             vm_name: vm.map(str::to_owned),
         };
