@@ -297,7 +297,13 @@ fn a_schedule_backs_up_the_cluster_and_removes_only_what_it_made() {
         left.contains(&by_hand) && left.contains(&rarely),
         "{left:?}"
     );
-    let runs = node.json(&["schedule", "show", "often"])["runs"].clone();
+    let shown = node.json(&["schedule", "show", "often"]);
+    assert_eq!(
+        shown["spec"]["vms"].as_array().unwrap().len(),
+        0,
+        "no guest"
+    );
+    let runs = shown["runs"].clone();
     let done = |run: &&Value| {
         let outcome = run["outcome"].as_str();
         matches!(outcome, Some("done" | "warnings")) && run["subject"] == "cluster"

@@ -33,7 +33,7 @@ pub(crate) struct Spec {
     pub(crate) window_s: Option<u64>,
     pub(crate) catch_up: bool,
     pub(crate) keep: Keep,
-    /// The cluster, and no guests.
+    /// The cluster, and no guests: then `vms` is an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<ClusterBackup>,
 }
@@ -103,7 +103,7 @@ impl Spec {
         Ok(Spec {
             when,
             host: host.to_owned(),
-            vms: (!args.all && !args.cluster).then(|| args.vms.clone()),
+            vms: (!args.all).then(|| args.vms.clone()),
             consistency: args.consistency,
             or_crash: args.or == Some(Fallback::Crash),
             tags: args.tags.clone(),
