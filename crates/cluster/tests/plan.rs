@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use time::macros::datetime;
 use vmtwin_cluster::node::{Hardware, Interface, InterfaceKind, Object, Objects, Part, Pci};
 use vmtwin_cluster::plan::{
-    Action, Item, Live, Mapping, Options, Plan, Step, keep_passwords, paths, plan,
+    Action, Item, Live, Mapping, Options, Plan, Section, Step, keep_passwords, paths, plan,
 };
 use vmtwin_cluster::{NodeDocument, chains};
 
@@ -385,4 +385,26 @@ proptest! {
             );
         }
     }
+}
+
+#[test]
+fn options_come_through_a_document_as_they_were() {
+    let maps = [
+        "/old/folder=/new",
+        "0000:01:00.0=0000:41:00.0",
+        "cpus:3,1=6,9",
+        "br0=br7",
+        "3C0C7E0A-91cf-4a5d-8f57-6f1f0f3c2a11=3c0c7e0a-91cf-4a5d-8f57-6f1f0f3c2a12",
+    ];
+    let options = Options {
+        sections: vec![Section::Logical],
+        maps: maps.iter().map(|text| text.parse().unwrap()).collect(),
+        force: true,
+        ..Options::default()
+    };
+    let text = serde_json::to_string(&options).unwrap();
+    assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+    // What the command line refuses, a document cannot bring in either.
+    let wrong = text.replace("/old/folder", "/old/../folder");
+    assert!(serde_json::from_str::<Options>(&wrong).is_err());
 }

@@ -25,7 +25,7 @@ pub use client::{Answer, Client};
 pub use error::{Error, Result};
 pub use listen::{Limits, Listener, PeerAddress};
 pub use problem::Problem;
-pub use tls::{Credentials, PeerCertificate, ServerCertificate, node_host};
+pub use tls::{Credentials, PeerCertificate, PeerName, ServerCertificate, node_host};
 pub use token::{JoinToken, TokenSecret};
 
 /// SHA-256 as lower-case hexadecimal digits.

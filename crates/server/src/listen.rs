@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::sha256_hex;
-use crate::tls::{Credentials, PeerCertificate, ServerCertificate};
+use crate::tls::{Credentials, PeerCertificate, PeerName, ServerCertificate};
 
 /// What clients may use up.
 #[derive(Debug, Clone)]
@@ -103,7 +103,7 @@ impl Listener {
     }
 
     /// Serves until `end` is over, then lets the requests end that were begun. Requests carry a
-    /// [`PeerAddress`] as an extension, and over TLS a [`PeerCertificate`].
+    /// [`PeerAddress`] as an extension, and over TLS a [`PeerCertificate`] and a [`PeerName`].
     pub async fn serve(self, router: Router, end: impl Future<Output = ()>) {
         let router = router.layer(DefaultBodyLimit::max(self.limits.body_bytes));
         let room = Arc::new(Semaphore::new(self.limits.connections));
@@ -170,7 +170,9 @@ impl Connection {
             tracing::debug!("a handshake failed");
             return;
         };
-        let router = router.layer(axum::Extension(peer(&stream)));
+        let (certificate, name) = peer(&stream);
+        let router = router.layer(axum::Extension(certificate));
+        let router = router.layer(axum::Extension(name));
         self.converse(stream, router).await;
     }
 
@@ -196,9 +198,11 @@ impl Connection {
     }
 }
 
-fn peer(stream: &TlsStream<TcpStream>) -> PeerCertificate {
+fn peer(stream: &TlsStream<TcpStream>) -> (PeerCertificate, PeerName) {
     let (_, connection) = stream.get_ref();
     let shown = connection.peer_certificates();
     let shown = shown.and_then(|chain| chain.first());
-    PeerCertificate(shown.map(|certificate| sha256_hex(certificate)))
+    let fingerprint = shown.map(|certificate| sha256_hex(certificate));
+    let name = shown.map(|certificate| certificate.clone().into_owned());
+    (PeerCertificate(fingerprint), PeerName(name))
 }

@@ -8,12 +8,12 @@
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -27,6 +27,26 @@ use crate::sha256_hex;
 /// cluster's authority; whether it still counts is another question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate(pub Option<String>);
+
+/// The same certificate, to be asked whose it is: the authority's own word, not that of a list which
+/// others can write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerName(pub(crate) Option<CertificateDer<'static>>);
+
+impl PeerName {
+    /// Whether the authority made the certificate for this node (its id) of this cluster.
+    pub fn is_node(&self, node: &str, cluster: &str) -> bool {
+        let Some(der) = &self.0 else {
+            return false;
+        };
+        let certificate = ParsedCertificate::try_from(der);
+        let name = ServerName::try_from(node_host(node, cluster));
+        match (certificate, name) {
+            (Ok(certificate), Ok(name)) => verify_server_name(&certificate, &name).is_ok(),
+            _ => false,
+        }
+    }
+}
 
 /// A node's certificate, its key, and the authority's certificate, all PEM.
 #[derive(Clone)]

@@ -10,10 +10,13 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
-use common::{PASSWORD, Vmtwin, code, document, text, told};
+use common::{PASSWORD, PATIENCE, Vmtwin, code, document, text, told};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vmtwin_testkit::{Postgres, run};
 
@@ -234,4 +237,79 @@ fn a_host_alone_is_a_cluster_and_keeps_as_many_backups_as_it_is_told() {
         .collect();
     assert_eq!(listed, [files[3].clone(), files[2].clone()]);
     assert!(folder.join("other.zip").exists());
+}
+
+/// The backups in a folder.
+fn zips(folder: &Path) -> HashSet<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().path().display().to_string());
+    names.filter(|name| name.ends_with(".zip")).collect()
+}
+
+#[test]
+fn a_schedule_backs_up_the_cluster_and_removes_only_what_it_made() {
+    let node = Vmtwin::new();
+    let folder = node.path("backups");
+    let often = [
+        "schedule",
+        "add",
+        "often",
+        "--cluster",
+        "--every",
+        "1s",
+        "--keep-last",
+        "2",
+        "--output",
+        text(&folder),
+    ];
+    node.fails(&often, &["cluster create"]);
+    node.ok(&["cluster", "create", "home", "--node", "alone"]);
+    let by_hand = done(&node, &["cluster", "backup", "--output", text(&folder)]);
+    let by_hand = by_hand["file"].as_str().unwrap().to_owned();
+    let mut other = often;
+    other[2] = "a b";
+    node.fails(&other, &["letters"]);
+    other[2] = "rarely";
+    other[5] = "1d";
+    node.ok(&other);
+    let run = node.run(&["schedule", "run", "rarely"]);
+    assert!(matches!(code(&run), 0 | 3), "{}", told(&run));
+    let mut all = zips(&folder).into_iter();
+    let rarely = all.find(|file| file.contains("home-rarely-")).unwrap();
+
+    node.ok(&often);
+    let mut follow = node.command(&["schedule", "follow"]).spawn().unwrap();
+    let begun = Instant::now();
+    let mut made = HashSet::new();
+    while made.len() < 4 {
+        assert!(begun.elapsed() < PATIENCE * 2, "{made:?}");
+        let own = |file: &String| file.contains("home-often-");
+        made.extend(zips(&folder).into_iter().filter(own));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    kill_process(Pid::from_child(&follow), Signal::TERM).unwrap();
+    assert!(follow.wait().unwrap().success());
+    // Its own are as many as it is told, or one more where it was ended before it removed that.
+    let left = zips(&folder);
+    let own = left.iter().filter(|file| made.contains(*file)).count();
+    assert!((1..=3).contains(&own), "{left:?}");
+    assert!(
+        left.contains(&by_hand) && left.contains(&rarely),
+        "{left:?}"
+    );
+    let shown = node.json(&["schedule", "show", "often"]);
+    assert_eq!(
+        shown["spec"]["vms"].as_array().unwrap().len(),
+        0,
+        "no guest"
+    );
+    let runs = shown["runs"].clone();
+    let done = |run: &&Value| {
+        let outcome = run["outcome"].as_str();
+        matches!(outcome, Some("done" | "warnings")) && run["subject"] == "cluster"
+    };
+    assert!(
+        runs.as_array().unwrap().iter().filter(done).count() >= 3,
+        "{runs}"
+    );
 }

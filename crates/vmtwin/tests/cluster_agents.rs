@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, Vmtwin, code, document, text, told};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use vmtwin_server::{Credentials, Limits, Listener};
 use vmtwin_testkit::Postgres;
 
 /// A running agent. It is killed with this value.
@@ -350,4 +351,130 @@ fn assert_private(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "{}", path.display());
+}
+
+/// What answers in the place of a node's agent, with its certificate.
+struct Hostile {
+    end: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Hostile {
+    fn start(of: &Vmtwin, address: &str, router: axum::Router) -> Hostile {
+        let text = std::fs::read(of.home().join("node-tls.json")).unwrap();
+        let tls: Value = serde_json::from_slice(&text).unwrap();
+        let pem = |key: &str| tls[key].as_str().unwrap().to_owned();
+        let credentials = Credentials {
+            certificate: pem("certificate"),
+            key: pem("key").into(),
+            authority: pem("authority"),
+        };
+        let address = address.parse().unwrap();
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let limits = Limits {
+                    grace: Duration::from_secs(1),
+                    ..Limits::default()
+                };
+                let listener = Listener::bind(address, &credentials, limits);
+                let listener = listener.await.unwrap();
+                ready.send(()).unwrap();
+                let until = async {
+                    let _ = ended.await;
+                };
+                listener.serve(router, until).await;
+            });
+        });
+        is_ready.recv().unwrap();
+        Hostile {
+            end: Some(end),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        // The next one takes its place.
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// A plan that writes to the terminal, with something to do, and what comes of it.
+fn hostile_plan(status: Value) -> axum::Router {
+    use axum::routing::post;
+    let item = serde_json::json!({
+        "section": "logical", "kind": "network\u{1b}[2J", "name": "a\u{1b}[2J", "action": "create",
+        "differences": ["\u{1b}[2J\r"], "warnings": ["\u{7}"], "steps": [{"do": "start"}],
+    });
+    let plan = serde_json::json!({
+        "plan": {"node": "\u{1b}[2J", "items": [item], "warnings": ["\u{1b}[2J"]}, "digest": "x",
+    });
+    let again = status.clone();
+    axum::Router::new()
+        .route("/v1/node/restore/plan", post(async || axum::Json(plan)))
+        .route(
+            "/v1/node/restore/{id}",
+            post(async || axum::Json(status)).get(async || axum::Json(again)),
+        )
+}
+
+#[test]
+fn answers_of_a_hostile_agent_are_refused() {
+    let url = Postgres::shared().database();
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let report = backup(&one, &["--require-all"]);
+    let file = report["file"].as_str().unwrap();
+    let address = address(&one, "node2");
+    agent2.kill();
+
+    let endless = || {
+        let zeros = axum::body::Bytes::from(vec![b' '; 1 << 20]);
+        let chunks =
+            futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(zeros.clone()));
+        axum::body::Body::from_stream(chunks)
+    };
+    let node1 = Command::new("unzip")
+        .args(["-p", file, "nodes/node1.xml"])
+        .output();
+    let node1 = String::from_utf8(node1.unwrap().stdout).unwrap();
+    assert!(node1.contains("node1"));
+    let routers = [
+        axum::Router::new().fallback(async move || endless()),
+        axum::Router::new().fallback(async || "<vmtwin-node"),
+        axum::Router::new().fallback(async move || node1),
+    ];
+    let restore = [
+        "cluster",
+        "restore",
+        file,
+        "--skip-database",
+        "--yes",
+        "--json",
+    ];
+    for router in routers {
+        let _hostile = Hostile::start(&two, &address, router);
+        let report = backup(&one, &["--node-timeout", "20"]);
+        assert_eq!(state(&report, "node2"), "last-known", "{report}");
+        let output = one.run(&restore);
+        assert_eq!(code(&output), 3, "{}", told(&output));
+        let node = &document(&output)["nodes"][1];
+        assert!(node["not_reached"].is_string(), "{node}");
+    }
+    let other = "00000000-0000-4000-8000-000000000000";
+    let status = serde_json::json!({
+        "id": other, "state": "ended", "done": 0, "total": 0, "what": "", "error": null,
+        "outcome": {"deployed": ["network lan"], "not_deployed": []},
+    });
+    let _hostile = Hostile::start(&two, &address, hostile_plan(status));
+    let output = one.run(&restore);
+    assert_eq!(code(&output), 1, "{}", told(&output));
+    assert!(!told(&output).contains(['\u{1b}', '\u{7}']));
+    let error = document(&output)["nodes"][1]["error"].to_string();
+    assert!(error.contains("another restore"), "{error}");
 }

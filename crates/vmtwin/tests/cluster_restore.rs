@@ -244,7 +244,8 @@ fn wipe(host: &LibvirtHost) {
 
 /// What a report's plan says of a thing.
 fn action<'a>(report: &'a Value, kind: &str, name: &str) -> &'a str {
-    let items = report["plan"]["items"].as_array().unwrap().iter();
+    let plan = report.get("plan").unwrap_or(&report["nodes"][0]["plan"]);
+    let items = plan["items"].as_array().unwrap().iter();
     let mut found = items.filter(|item| item["kind"] == kind && item["name"] == name);
     let found = found.next();
     found.unwrap_or_else(|| panic!("no {kind} {name}: {report}"))["action"]
@@ -292,7 +293,7 @@ fn a_wiped_node_comes_back_word_for_word() {
     assert_eq!(code(&same), 0, "{}", told(&same));
     let restore = ["cluster", "restore", file, "--skip-database", "--yes"];
     let nothing = node.ends(&restore, 3);
-    assert_eq!(nothing["deployed"].as_array().unwrap().len(), 0);
+    assert_eq!(nothing["nodes"][0]["deployed"].as_array().unwrap().len(), 0);
     assert!(nothing["safety_backup"].is_null());
 
     wipe(&host);
@@ -313,7 +314,7 @@ fn a_wiped_node_comes_back_word_for_word() {
     }
     let report = node.ends(&restore, 3);
     assert!(Path::new(report["safety_backup"].as_str().unwrap()).exists());
-    let failed = report["not_deployed"].as_array().unwrap();
+    let failed = report["nodes"][0]["not_deployed"].as_array().unwrap();
     assert!(!failed.iter().any(|one| one["failed"] == true), "{report}");
     assert_eq!(everything(&host), before);
     assert_eq!(std::fs::read(images.join("web.qcow2")).unwrap(), volume);

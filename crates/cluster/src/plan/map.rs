@@ -11,6 +11,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::xml::{Element, Node};
 
 /// Longest name of an interface, bytes (`IFNAMSIZ` less its end).
@@ -18,8 +20,9 @@ const MAX_INTERFACE_LEN: usize = 15;
 /// Highest processor that a set may name.
 const MAX_CPU: u32 = 16_383;
 
-/// One `OLD=NEW`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One `OLD=NEW`. In documents it is the text that it is given as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Mapping {
     /// A path and all under it; no slash at the end.
     Path(String, String),
@@ -135,6 +138,33 @@ impl FromStr for Mapping {
             true => Ok(Mapping::Interface(old.to_owned(), new.to_owned())),
             false => Err(usage.to_owned()),
         }
+    }
+}
+
+impl fmt::Display for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |set: &[u32]| set.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        match self {
+            Mapping::Path(old, new) | Mapping::Mdev(old, new) | Mapping::Interface(old, new) => {
+                write!(f, "{old}={new}")
+            }
+            Mapping::Pci(old, new) => write!(f, "{old}={new}"),
+            Mapping::Cpus(old, new) => write!(f, "cpus:{}={}", list(old), list(new)),
+        }
+    }
+}
+
+impl From<Mapping> for String {
+    fn from(mapping: Mapping) -> String {
+        mapping.to_string()
+    }
+}
+
+impl TryFrom<String> for Mapping {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

@@ -62,7 +62,8 @@ pub enum Section {
 }
 
 /// What is to be restored, and how.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Options {
     /// These parts only; empty: all.
     pub sections: Vec<Section>,

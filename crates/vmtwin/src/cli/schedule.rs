@@ -1,5 +1,7 @@
 //! Arguments of `schedule`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use vmtwin_calendar::Calendar;
 
@@ -48,6 +50,7 @@ pub(crate) enum ScheduleCommand {
 const ADD_HELP: &str = "Examples:
   vmtwin schedule add nightly --on 'Mon..Fri 02:30' --all --keep-daily 7 --keep-weekly 4 --prune
   vmtwin schedule add hourly --every 1h --vm db01 --vm web01 --consistency crash --keep-last 24
+  vmtwin schedule add nodes --every 1d --cluster --output /backup/cluster --keep-last 14
   vmtwin schedule add weekly --on 'Sun 04:00 Europe/Berlin' --all --order random --jitter 20m --window 4h
 
 --on takes systemd's calendar expressions (man systemd.time). A schedule is followed on the host it was
@@ -56,7 +59,7 @@ something does, unless --no-catch-up; what could not begin within --window is no
 
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("when").required(true).args(["on", "every"])))]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["vms", "all"])))]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["vms", "all", "cluster"])))]
 pub(crate) struct ScheduleAddArgs {
     /// Name of the schedule
     pub(crate) name: String,
@@ -72,6 +75,13 @@ pub(crate) struct ScheduleAddArgs {
     /// All guests of the table, also those that come later
     #[arg(long)]
     pub(crate) all: bool,
+    /// The configuration of the cluster (as `cluster backup` does), and no guests
+    #[arg(long, conflicts_with_all = ["consistency", "or", "tags", "order", "parallel",
+        "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "prune"])]
+    pub(crate) cluster: bool,
+    /// Folder for backups of the cluster [default: the home folder's]
+    #[arg(long, value_name = "DIR", requires = "cluster")]
+    pub(crate) output: Option<PathBuf>,
     /// Promise that each backup keeps, or fails
     #[arg(long, value_enum, default_value = "application")]
     pub(crate) consistency: Consistency,
@@ -97,7 +107,7 @@ pub(crate) struct ScheduleAddArgs {
     /// Leave out what was due while nothing followed the schedule
     #[arg(long)]
     pub(crate) no_catch_up: bool,
-    /// After it, keep the newest N snapshots of each of its guests
+    /// After it, keep the newest N snapshots of each of its guests, or N of its backups of the cluster
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
     pub(crate) keep_last: u32,
     /// Keep the newest of each of the newest N hours that have any

@@ -6,6 +6,7 @@
 //! | `POST /v1/cluster/join` | who has a token | a certificate and the database's URL |
 //! | `GET /v1/node` | nodes | name, version, guests |
 //! | `GET /v1/node/config` | nodes | the node's configuration as it is now, XML |
+//! | `POST /v1/node/restore/…` | nodes that this one allows | `restoring.rs` |
 //!
 //! A node is who shows a certificate of the authority that the catalog knows, and that was not
 //! taken back; it is looked up for each request, and without the database nobody is let in. A
@@ -26,11 +27,12 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
-use vmtwin_catalog::CertificateState;
+use vmtwin_catalog::{CertificateState, NodeId};
 use vmtwin_server::{Limits, Listener, PeerCertificate, Problem};
 
 use super::membership::{self, JoinRequest};
 use super::node::{Identity, collect};
+use super::restoring::{self, Restores};
 use crate::cancel::Cancel;
 use crate::cli::ServeArgs;
 use crate::db::Db;
@@ -68,16 +70,23 @@ struct Collected {
     warnings: Vec<String>,
 }
 
-struct Agent {
-    home: Home,
-    db: Db,
-    identity: Identity,
+pub(super) struct Agent {
+    pub(super) home: Home,
+    pub(super) db: Db,
+    pub(super) identity: Identity,
+    /// The id of the cluster that its certificate is for.
+    pub(super) cluster: String,
     started_at: OffsetDateTime,
     /// Held while a configuration is being taken: one at a time.
     collected: Mutex<Option<Collected>>,
+    pub(super) restores: Restores,
 }
 
-type Shared = Arc<Agent>;
+pub(super) type Shared = Arc<Agent>;
+
+/// The node that asks, by its certificate.
+#[derive(Debug, Clone)]
+pub(super) struct Asking(pub(super) NodeId);
 
 /// Whether this host has an agent: it was let into a cluster with a certificate.
 pub(crate) fn is_wanted(home: &Home) -> Result<bool> {
@@ -94,7 +103,7 @@ pub(crate) fn serve(
     begun: &AtomicBool,
 ) -> Result<()> {
     let identity = Identity::required(home)?;
-    let (_, credentials) = membership::credentials(home)?.context(
+    let (cluster, credentials) = membership::credentials(home)?.context(
         "this node has no certificate; run: vmtwin cluster join TOKEN (on the first node: vmtwin \
          cluster create NAME)",
     )?;
@@ -104,6 +113,8 @@ pub(crate) fn serve(
         identity,
         started_at: OffsetDateTime::now_utc(),
         collected: Mutex::new(None),
+        cluster,
+        restores: Restores::default(),
     });
     let runtime = super::ask::runtime()?;
     let served = runtime.block_on(async {
@@ -124,6 +135,7 @@ pub(crate) fn serve(
             }
         };
         listener.serve(router(&agent), end).await;
+        agent.restores.settle().await;
         removed.map_or(Ok(()), Err)
     });
     // A collection may still run; nobody waits for it any more.
@@ -194,7 +206,7 @@ async fn see(agent: &Shared, address: &str) -> Result<()> {
 }
 
 /// Does what waits on a thread that may.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     agent: &Shared,
     work: impl FnOnce(&Agent) -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -206,6 +218,7 @@ fn router(agent: &Shared) -> Router {
     let nodes = Router::new()
         .route("/v1/node", get(status))
         .route("/v1/node/config", get(config))
+        .merge(restoring::routes(agent))
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(agent),
             require_node,
@@ -222,7 +235,7 @@ fn router(agent: &Shared) -> Router {
 async fn require_node(
     State(agent): State<Shared>,
     Extension(peer): Extension<PeerCertificate>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let refused = |status, why: &str| Problem::new(status, why).into_response();
@@ -235,7 +248,10 @@ async fn require_node(
             .run(async |catalog| catalog.certificate(&fingerprint).await)?)
     });
     match state.await {
-        Ok(CertificateState::Valid(_)) => next.run(request).await,
+        Ok(CertificateState::Valid(node)) => {
+            request.extensions_mut().insert(Asking(node));
+            next.run(request).await
+        }
         Ok(CertificateState::Revoked | CertificateState::Unknown) => refused(
             StatusCode::FORBIDDEN,
             "this certificate does not count in the cluster (any more)",
@@ -244,7 +260,7 @@ async fn require_node(
     }
 }
 
-fn no_database(error: &anyhow::Error) -> Problem {
+pub(super) fn no_database(error: &anyhow::Error) -> Problem {
     tracing::error!("{error:#}");
     let detail = "this node cannot use the cluster's database; its log says more";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)

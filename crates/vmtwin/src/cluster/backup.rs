@@ -129,13 +129,13 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     };
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    let file = folder.join(file_name(&cluster, time)?);
+    let file = folder.join(file_name(&cluster.name, args.label.as_deref(), time)?);
     let manifest = parts.publish(manifest, &file)?;
     pass("cluster-published")?;
     // What was published is read back before older backups go.
     Archive::open(&file)?.verify()?;
     let removed = match args.keep {
-        Some(keep) => remove_old(&folder, &cluster, keep as usize)?,
+        Some(keep) => remove_old(&folder, &cluster, args.label.as_deref(), keep as usize)?,
         None => Vec::new(),
     };
     Ok(BackupReport {
@@ -150,16 +150,17 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     })
 }
 
-/// `NAME-20261122T192241.123456Z.zip`, with what no file's name may hold left out.
-fn file_name(cluster: &Cluster, time: OffsetDateTime) -> Result<String> {
+/// `NAME-20261122T192241.123456Z.zip` or `NAME-LABEL-…`, with what no file's name may hold left out.
+fn file_name(cluster: &str, label: Option<&str>, time: OffsetDateTime) -> Result<String> {
     let format =
         format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:6]Z");
     let plain = |c: char| match c.is_ascii_alphanumeric() || c == '-' {
         true => c,
         false => '_',
     };
-    let name: String = cluster.name.chars().map(plain).take(64).collect();
-    Ok(format!("{name}-{}.zip", time.format(&format)?))
+    let name: String = cluster.chars().map(plain).take(64).collect();
+    let label = label.map_or(String::new(), |label| format!("{label}-"));
+    Ok(format!("{name}-{label}{}.zip", time.format(&format)?))
 }
 
 /// Nodes on their way into the archive.
@@ -317,12 +318,21 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// Removes all but the newest backups of this cluster.
-fn remove_old(folder: &Path, cluster: &Cluster, keep: usize) -> Result<Vec<PathBuf>> {
-    let ours = list(folder)?;
-    let ours = ours.into_iter().filter(|one| one.cluster.id == cluster.id);
+/// Removes all but the newest backups of this cluster that have this label. The newest was read back
+/// just now, so a good one stays.
+fn remove_old(
+    folder: &Path,
+    cluster: &Cluster,
+    label: Option<&str>,
+    keep: usize,
+) -> Result<Vec<PathBuf>> {
+    let ours = list(folder)?.into_iter().filter(|one| {
+        let name = file_name(&one.cluster.name, label, one.time).ok();
+        let is_named = one.file.file_name().and_then(|name| name.to_str()) == name.as_deref();
+        one.cluster.id == cluster.id && is_named
+    });
     let mut removed = Vec::new();
-    for old in ours.skip(keep) {
+    for old in ours.skip(keep.max(1)) {
         std::fs::remove_file(&old.file)
             .with_context(|| format!("cannot remove {}", old.file.display()))?;
         removed.push(old.file);

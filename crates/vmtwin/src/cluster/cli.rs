@@ -88,18 +88,21 @@ pub(crate) enum ClusterCommand {
         /// Backup
         file: PathBuf,
     },
-    /// Bring this node and the database back: plan, show, apply
+    /// Bring nodes and the database back: plan, show, apply
     #[command(
         after_help = "Examples:\n  vmtwin cluster restore lab.zip --dry-run\n  vmtwin cluster restore \
-        lab.zip --skip-database\n  vmtwin cluster restore lab.zip --type logical --yes\n  vmtwin \
+        lab.zip --skip-database\n  vmtwin cluster restore lab.zip --node node2 --type logical --yes\n  \
+        vmtwin cluster restore lab.zip --node node3 --onto node4 --to-new-hardware\n  vmtwin \
         cluster restore lab.zip --node node1 --to-new-hardware --map br0=br7 --map \
         /srv/images=/data/images --map 0000:01:00.0=0000:41:00.0 --map cpus:2-3=6-7\n  vmtwin \
         cluster restore lab.zip --only-database --force\n\nThe whole backup is read and checked \
-        first. What this node's libvirt has and the backup too is made what it was; what only the \
-        node has stays; volumes are never touched, and running guests only with --force (their \
+        first. Without --node all of its nodes are restored: this one here, others by their agents, \
+        where they let this one (cluster node allow-restore). What a node's libvirt has and the \
+        backup too is made what it was; what only the node has stays; volumes are never touched, and running guests only with --force (their \
         definition, for the next start). What is there before is backed up. A second run goes on \
-        where the first one failed.\n\nExit code 3: done, and not all of the backup could be \
-        restored."
+        where the first one failed. Where the database was lost too, restore that first \
+        (--only-database): agents let nobody in without it.\n\nExit code 3: done, and not all of the \
+        backup could be restored; nodes that are down are named."
     )]
     Restore(ClusterRestoreArgs),
 }
@@ -108,9 +111,17 @@ pub(crate) enum ClusterCommand {
 pub(crate) struct ClusterRestoreArgs {
     /// Backup
     pub(crate) file: PathBuf,
-    /// Node to restore: this one [default: this one]
-    #[arg(long)]
+    /// Node to restore [default: all nodes of the backup]
+    #[arg(long, conflicts_with = "only_database")]
     pub(crate) node: Option<NodeName>,
+    /// Node of the cluster to restore it on [default: itself]
+    #[arg(
+        long,
+        value_name = "NODE",
+        requires = "node",
+        requires = "to_new_hardware"
+    )]
+    pub(crate) onto: Option<NodeName>,
     /// This part of the node only, and not the database
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "only_database")]
     pub(crate) kind: Option<DeviceType>,
@@ -158,6 +169,32 @@ pub(crate) enum NodeCommand {
     Remove {
         /// Name of the node
         name: NodeName,
+    },
+    /// Let other nodes restore this one; without a name: show which may
+    #[command(
+        name = "allow-restore",
+        after_help = "Examples:\n  vmtwin cluster node allow-restore node1\n  vmtwin cluster node \
+        allow-restore\n\nWho may restore this node can define guests on it, and so may do on it \
+        what root may. It counts at once, and for this node alone; nodes that are not named may \
+        only ask for its configuration."
+    )]
+    AllowRestore {
+        /// Names of the nodes
+        names: Vec<NodeName>,
+    },
+    /// Take that back
+    #[command(
+        name = "deny-restore",
+        after_help = "Examples:\n  vmtwin cluster node deny-restore node1\n  vmtwin cluster node \
+        deny-restore --all"
+    )]
+    DenyRestore {
+        /// Names of the nodes
+        #[arg(required_unless_present = "all")]
+        names: Vec<NodeName>,
+        /// All of them
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
     },
 }
 
@@ -220,6 +257,19 @@ pub(crate) struct ClusterBackupArgs {
     /// Keep this many backups of the cluster in the folder, the newest
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keep: Option<u32>,
+    /// A word in the file's name; --keep then counts those of the same word only, and without it
+    /// those without
+    #[arg(long, value_name = "WORD", value_parser = label)]
+    pub(crate) label: Option<String>,
+}
+
+/// Letters, digits, `-`, `_` and `.`.
+pub(crate) fn label(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        true => Ok(text.to_owned()),
+        false => Err("write up to 64 letters, digits, - _ and .".to_owned()),
+    }
 }
 
 /// A part of a node's configuration.

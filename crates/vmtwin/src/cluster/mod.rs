@@ -7,7 +7,7 @@
 //!   database ─► last known XML ───┼─► parts ─► manifest ─► one zip, published as a whole
 //!   database ─► complete copy ────┘
 //!
-//!   one zip ─► plan of this node ─► shown, agreed to ─► steps on its libvirt ─► database
+//!   one zip ─► plans of the nodes ─► shown, agreed to ─► steps on their libvirts ─► database
 //! ```
 
 pub(crate) mod agent;
@@ -18,7 +18,9 @@ pub(crate) mod cli;
 mod libvirt;
 pub(crate) mod membership;
 mod node;
+pub(crate) mod permission;
 mod restore;
+mod restoring;
 mod validate;
 
 pub(crate) use apply::restore;

@@ -10,7 +10,7 @@ use vmtwin_cluster::node::collect_hardware;
 use vmtwin_cluster::plan::{Plan, compare_hardware};
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
 
-use super::apply::plan_of;
+use super::apply::host::plan_of;
 use super::backup::{own_node, refuse_other_cluster};
 use crate::db::Db;
 use crate::home::Home;

@@ -14,7 +14,9 @@ use zeroize::Zeroizing;
 use super::catalog::move_to;
 use crate::EXIT_WARNINGS;
 use crate::cluster::cli::{ClusterCommand, ClusterJoinArgs, DeviceType, NodeCommand};
-use crate::cluster::{self, BackupReport, Listed, NodeLine, RestoreReport, ValidateReport};
+use crate::cluster::{
+    self, BackupReport, Listed, NodeLine, RestoreReport, ValidateReport, permission,
+};
 use crate::db::Db;
 use crate::home::Home;
 use crate::ui::{Ui, table};
@@ -34,6 +36,17 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             let report = json!({"removed": name, "id": id});
             ui.result(&report, || format!("{name}: removed"))
                 .map(|()| 0)
+        }
+        ClusterCommand::Node(NodeCommand::AllowRestore { names }) => {
+            let allowed = match names.is_empty() {
+                true => permission::allowed(home)?,
+                false => permission::allow(home, names)?,
+            };
+            ui.result(&allowed, || allowed_text(&allowed)).map(|()| 0)
+        }
+        ClusterCommand::Node(NodeCommand::DenyRestore { names, .. }) => {
+            let allowed = permission::deny(home, names)?;
+            ui.result(&allowed, || allowed_text(&allowed)).map(|()| 0)
         }
         ClusterCommand::Nodes => nodes(home, ui).map(|()| 0),
         ClusterCommand::Collect => collect(home, ui),
@@ -88,6 +101,17 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             ui.result(&report, || report.text())?;
             Ok(report.exit_code())
         }
+    }
+}
+
+fn allowed_text(allowed: &permission::Allowed) -> String {
+    let names = allowed.nodes.iter().map(|node| node.name.as_str());
+    match allowed.nodes.is_empty() {
+        true => "no other node may restore this one".to_owned(),
+        false => format!(
+            "may restore this node: {}",
+            names.collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 

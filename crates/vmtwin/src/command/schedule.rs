@@ -37,7 +37,8 @@ pub(crate) fn run(cx: &Cx<'_>, command: &ScheduleCommand) -> Result<i32> {
         ScheduleCommand::Remove { name } => {
             let schedule = find(cx, name)?;
             cx.db.run(async |c| c.remove_schedule(&schedule.id).await)?;
-            cx.ui.note(&format!("{name}: removed; its snapshots stay"));
+            cx.ui
+                .note(&format!("{name}: removed; what it backed up stays"));
         }
         ScheduleCommand::Enable { name } => enable(cx, name, true)?,
         ScheduleCommand::Disable { name } => enable(cx, name, false)?,
@@ -67,6 +68,9 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
     if args.prune && !spec.keep.forgets() {
         bail!("--prune frees what rules forget: give some, such as --keep-daily 7");
     }
+    if args.cluster {
+        refuse_cluster(cx, &args.name)?;
+    }
     let document = serde_json::to_value(&spec)?;
     cx.db
         .run(async |c| c.add_schedule(&args.name, &document).await)?;
@@ -78,6 +82,17 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
             args.name
         )
     })
+}
+
+/// Fails where there is no cluster to back up, or the name cannot stand in those of files.
+fn refuse_cluster(cx: &Cx<'_>, name: &str) -> Result<()> {
+    if let Err(why) = crate::cluster::cli::label(name) {
+        bail!("{name:?} names the files of a cluster's backups: {why}");
+    }
+    match cx.db.run(async |c| c.cluster().await)? {
+        Some(_) => Ok(()),
+        None => Err(vmtwin_catalog::Error::NoCluster.into()),
+    }
 }
 
 fn list(cx: &Cx<'_>) -> Result<()> {
@@ -97,7 +112,10 @@ fn list(cx: &Cx<'_>) -> Result<()> {
                     s.name.clone(),
                     when(&s.spec),
                     guests(&s.spec),
-                    s.spec.consistency.as_str().to_owned(),
+                    match s.spec.cluster {
+                        Some(_) => "-".to_owned(),
+                        None => s.spec.consistency.as_str().to_owned(),
+                    },
                     next(s),
                     last(&s.runs),
                 ]
@@ -218,6 +236,9 @@ pub(crate) fn when(spec: &Spec) -> String {
 
 /// Of what, in words.
 pub(crate) fn guests(spec: &Spec) -> String {
+    if spec.cluster.is_some() {
+        return "the cluster".to_owned();
+    }
     match &spec.vms {
         None => "all".to_owned(),
         Some(names) => names.join(", "),

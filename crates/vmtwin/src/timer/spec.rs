@@ -1,5 +1,7 @@
 //! What a schedule says, as the catalog keeps it, and when it is due.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -31,6 +33,17 @@ pub(crate) struct Spec {
     pub(crate) window_s: Option<u64>,
     pub(crate) catch_up: bool,
     pub(crate) keep: Keep,
+    /// The cluster, and no guests: then `vms` is an empty list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<ClusterBackup>,
+}
+
+/// A backup of the cluster's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterBackup {
+    /// Where to; none: the home folder's.
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// When it is due.
@@ -107,6 +120,14 @@ impl Spec {
                 monthly: args.keep_monthly,
                 yearly: args.keep_yearly,
                 prune: args.prune,
+            },
+            cluster: match args.cluster {
+                false => None,
+                true => {
+                    let output = args.output.as_ref();
+                    let output = output.map(std::path::absolute).transpose()?;
+                    Some(ClusterBackup { output })
+                }
             },
         })
     }
@@ -221,6 +242,7 @@ mod tests {
             window_s: None,
             catch_up: true,
             keep: Keep::default(),
+            cluster: None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! What a schedule does when it is due: a backup of each of its guests, then retention.
+//! What a schedule does when it is due: a backup of each of its guests, then retention; or one of
+//! the cluster, which looks after its own.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use vmtwin_catalog::{NewTask, RunOutcome, Schedule, TaskState, Vm, VmRole};
 
-use super::spec::Spec;
+use super::spec::{ClusterBackup, Spec};
 use super::{Due, lock};
 use crate::backup::{Cx, shuffle};
 use crate::notify;
@@ -18,6 +19,8 @@ use crate::task::{BY_SCHEDULE, Ended, Runner};
 
 /// What stands for the work after the guests.
 const RETENTION: &str = "retention";
+/// What stands for the cluster.
+const CLUSTER: &str = "cluster";
 /// Longest note.
 const MAX_NOTE_CHARS: usize = 500;
 
@@ -71,7 +74,6 @@ fn all(
     at: OffsetDateTime,
     begins: Option<OffsetDateTime>,
 ) -> Result<Vec<Done>> {
-    crate::libvirt::table::follow(cx)?;
     let run = Run {
         cx,
         runner,
@@ -79,6 +81,11 @@ fn all(
         spec,
         at,
     };
+    if let Some(cluster) = &spec.cluster {
+        let done = run.claimed(CLUSTER, CLUSTER, || run.cluster(cluster))?;
+        return Ok(done.into_iter().collect());
+    }
+    crate::libvirt::table::follow(cx)?;
     let (mut vms, mut done) = run.guests()?;
     if spec.random_order {
         shuffle(&mut vms)?;
@@ -186,6 +193,26 @@ impl Run<'_> {
         })
     }
 
+    /// Backs up the cluster; what it removes are backups that this schedule made.
+    fn cluster(&self, cluster: &ClusterBackup) -> Result<(RunOutcome, Option<String>)> {
+        let mut arguments = ["cluster", "backup"].map(str::to_owned).to_vec();
+        arguments.push(format!("--label={}", self.schedule.name));
+        if let Some(output) = &cluster.output {
+            arguments.push(format!("--output={}", output.display()));
+        }
+        if self.spec.keep.last > 0 {
+            arguments.push(format!("--keep={}", self.spec.keep.last));
+        }
+        let ended = self.start("cluster backup", None, arguments)?;
+        let file = ended.result["file"].as_str().map(str::to_owned);
+        let warning = ended.result["warnings"][0].as_str().map(str::to_owned);
+        Ok(match ended.state {
+            TaskState::Done => (RunOutcome::Done, file),
+            TaskState::Warnings => (RunOutcome::Warnings, warning.or(file)),
+            _ => (RunOutcome::Failed, Some(ended.said)),
+        })
+    }
+
     fn retention(&self, names: &[String]) -> Result<(RunOutcome, Option<String>)> {
         let mut worst = (RunOutcome::Done, None);
         for (number, name) in names.iter().enumerate() {
@@ -211,14 +238,18 @@ impl Run<'_> {
         Ok(worst)
     }
 
-    /// Runs a command of this program.
+    /// Runs a command of this program for a guest.
     fn ours(&self, command: &str, vm: &str, arguments: Vec<String>) -> Result<Ended> {
+        self.start(command, Some(vm), arguments)
+    }
+
+    fn start(&self, command: &str, vm: Option<&str>, arguments: Vec<String>) -> Result<Ended> {
         let new = NewTask {
             command: command.to_owned(),
             arguments,
             asked_by: format!("{BY_SCHEDULE}{}", self.schedule.name),
             asked_key: None,
-            vm_name: Some(vm.to_owned()),
+            vm_name: vm.map(str::to_owned),
         };
         self.runner.run(&new, &|| self.cx.cancel.is_set())
     }

@@ -1,24 +1,40 @@
-//! Which node of a backup is restored, and that it is this host's: what other nodes are told to do
-//! begins here.
+//! Which nodes of a backup are restored, and where each of them is: on this host, or where its agent
+//! answers.
 
 use anyhow::{Context, Result, bail};
-use vmtwin_catalog::NodeId;
+use vmtwin_catalog::{Node, NodeId};
 use vmtwin_cluster::manifest::NodeState;
-use vmtwin_cluster::{Archive, NodeName};
+use vmtwin_cluster::{Archive, NodeName, manifest};
 
+use super::super::cli::ClusterRestoreArgs;
 use super::super::node::Identity;
 use crate::home::Home;
 
-/// A node of a backup that this host is to be.
+/// A node of a backup that is to be restored.
 #[derive(Debug)]
-pub(crate) struct Chosen {
-    pub(crate) name: NodeName,
+pub(crate) struct Target {
+    pub(super) name: NodeName,
     id: String,
-    /// This host was no node, or another one, and takes its place.
-    pub(super) is_adopted: bool,
+    pub(super) place: Place,
+    /// The node that it is restored on, where that is another one.
+    pub(super) onto: Option<String>,
 }
 
-impl Chosen {
+/// Where a node is restored.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// On this host.
+    Here {
+        /// It was no node, or another one, and takes its place.
+        is_adopted: bool,
+    },
+    /// By the agent of this node.
+    Agent { id: NodeId, address: String },
+    /// Nowhere; why, and what to do.
+    Nowhere(String),
+}
+
+impl Target {
     /// As this host's own.
     pub(super) fn identity(&self) -> Result<Identity> {
         Ok(Identity {
@@ -29,57 +45,113 @@ impl Chosen {
             name: self.name.clone(),
         })
     }
+
+    pub(super) fn is_adopted(&self) -> bool {
+        matches!(self.place, Place::Here { is_adopted: true })
+    }
 }
 
-/// The node called `wanted`, or this host's own, or the only one there is.
+/// What targets are chosen by.
+struct Choosing<'a> {
+    own: Option<Identity>,
+    /// Nodes of the cluster now.
+    rows: &'a [Node],
+    args: &'a ClusterRestoreArgs,
+    /// Nodes in the backup.
+    nodes: &'a [manifest::Node],
+}
+
+/// The node that `--node` names, or all that the backup holds.
 pub(super) fn choose(
     home: &Home,
+    rows: &[Node],
     archive: &Archive,
-    wanted: Option<&NodeName>,
-    to_new_hardware: bool,
-) -> Result<Chosen> {
-    let nodes = &archive.manifest().nodes;
-    let own = Identity::of(home)?;
-    let is_own = |id: &str| own.as_ref().is_some_and(|own| own.id.as_str() == id);
-    let found = match wanted {
-        Some(name) => nodes.iter().find(|node| node.name == *name),
-        None => nodes
-            .iter()
-            .find(|node| is_own(&node.id))
-            .or_else(|| nodes.first().filter(|_| nodes.len() == 1)),
+    args: &ClusterRestoreArgs,
+) -> Result<Vec<Target>> {
+    let cx = Choosing {
+        own: Identity::of(home)?,
+        rows,
+        args,
+        nodes: &archive.manifest().nodes,
     };
-    let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-    let Some(node) = found else {
-        bail!(
-            "which node? The backup holds {}; give --node NAME",
-            names.join(", ")
-        );
+    let names: Vec<&str> = cx.nodes.iter().map(|node| node.name.as_str()).collect();
+    let names = names.join(", ");
+    let chosen: Vec<&manifest::Node> = match &args.node {
+        Some(name) => cx.nodes.iter().filter(|node| node.name == *name).collect(),
+        None => cx.nodes.iter().collect(),
     };
-    if node.state == NodeState::Missing {
-        bail!("the backup holds no configuration of {}", node.name);
+    match chosen.len() {
+        0 => bail!("which node? The backup holds {names}; give --node NAME"),
+        1 => {}
+        _ if cx.own.is_none() => {
+            bail!("which node is this host? The backup holds {names}; give --node NAME")
+        }
+        _ if args.to_new_hardware => {
+            bail!("--to-new-hardware is of one node: give --node NAME with it, of {names}")
+        }
+        _ => {}
     }
-    let is_adopted = !is_own(&node.id);
-    let another = own
-        .as_ref()
-        .filter(|own| nodes.iter().any(|node| node.id == own.id.as_str()));
-    if let Some(own) = another.filter(|_| is_adopted) {
-        bail!(
-            "{} is another node than this one, which is {}: run this there",
-            node.name,
-            own.name
-        );
-    }
-    // A host that is no node (its home is lost) is told by its machine-id from another one.
-    if is_adopted && !to_new_hardware && own.is_some() {
-        bail!(
-            "this host is not the node {}: run this there, or give --to-new-hardware if this host \
-             takes its place",
-            node.name
-        );
-    }
-    Ok(Chosen {
+    let targets = chosen.iter().map(|node| Target {
         name: node.name.clone(),
         id: node.id.clone(),
-        is_adopted,
-    })
+        place: cx.place(node),
+        onto: args.onto.as_ref().map(ToString::to_string),
+    });
+    Ok(targets.collect())
+}
+
+impl Choosing<'_> {
+    fn place(&self, node: &manifest::Node) -> Place {
+        if node.state == NodeState::Missing {
+            return Place::Nowhere("the backup holds no configuration of it".to_owned());
+        }
+        if let Some(name) = &self.args.onto {
+            let row = self.rows.iter().find(|row| row.name == name.as_str());
+            return match row {
+                Some(row) if self.is_own(row.id.as_str()) => Place::Here { is_adopted: false },
+                row => agent(row, name.as_str()),
+            };
+        }
+        if self.is_own(&node.id) {
+            return Place::Here { is_adopted: false };
+        }
+        // A host that is no node (its home is lost) is told by its machine-id from another one.
+        let adopts = match &self.own {
+            None => true,
+            Some(own) => self.args.to_new_hardware && !self.holds(own),
+        };
+        match adopts {
+            true => Place::Here { is_adopted: true },
+            false => {
+                let row = self.rows.iter().find(|row| row.id.as_str() == node.id);
+                agent(row, node.name.as_str())
+            }
+        }
+    }
+
+    fn is_own(&self, id: &str) -> bool {
+        self.own.as_ref().is_some_and(|own| own.id.as_str() == id)
+    }
+
+    fn holds(&self, own: &Identity) -> bool {
+        self.nodes.iter().any(|node| node.id == own.id.as_str())
+    }
+}
+
+/// Where a node's agent is.
+fn agent(row: Option<&Node>, name: &str) -> Place {
+    let Some(row) = row else {
+        return Place::Nowhere(format!(
+            "{name} is no node of the cluster now: let it join (vmtwin cluster token), or give \
+             --to-new-hardware on the host that takes its place; if the database was lost, restore \
+             that first, with --only-database"
+        ));
+    };
+    match &row.address {
+        Some(address) => Place::Agent {
+            id: row.id.clone(),
+            address: address.clone(),
+        },
+        None => Place::Nowhere("it has no agent: run this on it".to_owned()),
+    }
 }

@@ -1,27 +1,32 @@
-//! The restore of a node, this one: plan, show, ask, keep what is there, apply, and the database
-//! last.
+//! The restore of a cluster: plan each node, show, ask, keep what is there, apply on all nodes side
+//! by side, and the database last.
 //!
 //! ```text
-//!   archive ─► choose ─► document ─┐
-//!   live: libvirt, hardware ───────┴─► plan ─► shown ─► yes? ─► safety backup ─► steps ─► database
+//!   archive ─► choose ─► this host: document, live ─► plan ─┐                        ┌─► steps here
+//!                  └───► agents: document ─► their plans ───┴─► shown ─► yes? ─► kept┴─► agents' steps ─► database
 //! ```
-//! There is no file of progress: a second run makes a new plan, which holds what is not done yet.
+//! There is no file of progress: a second run makes new plans, which hold what is not done yet.
 
 mod choose;
+pub(super) mod host;
 mod live;
+mod remote;
 mod report;
-mod steps;
+pub(super) mod steps;
+pub(super) mod wire;
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
+use std::thread;
 
-use anyhow::{Context, Result, bail};
-use time::OffsetDateTime;
-use time::macros::format_description;
-use vmtwin_cluster::plan::{Options, Plan, Section, plan};
+use anyhow::{Context, Result, anyhow, bail};
+use vmtwin_cluster::plan::{Options, Section};
 use vmtwin_cluster::{Archive, NodeDocument};
 
-pub(crate) use report::NodeRestoreReport;
+use choose::{Place, Target};
+use host::Prepared;
+pub(super) use report::Outcome;
+pub(crate) use report::{ClusterRestoreReport, NodeRestoreReport};
 
 use super::backup::{backup, refuse_other_cluster};
 use super::cli::{ClusterBackupArgs, ClusterRestoreArgs};
@@ -29,59 +34,68 @@ use super::node::Identity;
 use super::restore::restore_database;
 use super::validate::read_node;
 use crate::db::Db;
-use crate::home::{Home, write_private};
+use crate::home::Home;
 use crate::ui::Ui;
 
 /// How long another node may take to give its part of the backup made before a restore, seconds.
 const SAFETY_NODE_TIMEOUT_S: u64 = 30;
 
-/// Restores this node, and then the database. May be repeated.
+/// A node on its way through a restore.
+struct Job {
+    target: Target,
+    report: NodeRestoreReport,
+    /// What would be done here; of other hosts their agents keep it.
+    prepared: Option<Prepared>,
+    /// What an agent is asked.
+    order: Option<remote::Asked>,
+}
+
+/// Restores nodes, and then the database. May be repeated.
 pub(crate) fn restore(
     home: &Home,
     ui: &Ui,
     args: &ClusterRestoreArgs,
-) -> Result<NodeRestoreReport> {
+) -> Result<ClusterRestoreReport> {
     let mut archive = Archive::open(&args.file)?;
     archive.verify()?;
     let db = Db::open(home)?;
     refuse_other_cluster(&db, &archive)?;
-    let chosen = choose::choose(home, &archive, args.node.as_ref(), args.to_new_hardware)?;
-    let document = read_node(&mut archive, &chosen.name)?;
-    let options = options(args);
-    let live = live::document(&document)?;
-    if !args.to_new_hardware {
-        refuse_other_machine(&document, &live)?;
-    }
-    let plan = plan(
-        &document,
-        &live::live((home, &db), &document, &live, &options)?,
-        &options,
-    );
+    let rows = db.run(async |catalog| catalog.nodes().await)?;
+    let targets = choose::choose(home, &rows, &archive, args)?;
     let with_database =
         !args.skip_database && args.kind.is_none() && archive.manifest().database.is_some();
     if with_database && !args.dry_run {
         refuse_to_replace(&db, args.force)?;
     }
-    let mut report = NodeRestoreReport::of(plan, args.dry_run);
-    ui.note(&report.plan.to_string());
-    if args.dry_run {
-        return Ok(report);
+    let options = options(args);
+    let mut jobs = planned(home, ui, &db, &mut archive, targets, &options)?;
+    refuse_if_none(&jobs)?;
+    let mut report = ClusterRestoreReport {
+        dry_run: args.dry_run,
+        nodes: Vec::new(),
+        safety_backup: None,
+        database: None,
+        database_error: None,
+    };
+    show(ui, &jobs);
+    let to_do = jobs.iter().any(|job| job.report.has_work());
+    if !args.dry_run && (to_do || with_database) && !args.yes {
+        confirm(&jobs, with_database)?;
     }
-    let to_do = !report.plan.is_done();
-    if (to_do || with_database) && !args.yes {
-        confirm(to_do, with_database)?;
-    }
-    if to_do {
-        let copy = keep_what_is_there(home, ui, &db, &live)?;
+    if to_do && !args.dry_run {
+        let copy = keep_what_is_there(home, ui, &db, &jobs)?;
         ui.note(&format!("before: {}", copy.display()));
         report.safety_backup = Some(copy);
-        steps::apply(&home.cancel(), ui, options.force, &mut report)?;
+        apply(home, ui, options.force, &mut jobs)?;
     }
-    if report.is_failed() || !with_database {
+    let adopted = jobs.iter().find(|job| job.target.is_adopted());
+    let adopted = adopted.map(|job| job.target.identity()).transpose()?;
+    report.nodes = jobs.into_iter().map(|job| job.report).collect();
+    if args.dry_run || report.is_failed() || !with_database {
         return Ok(report);
     }
-    if chosen.is_adopted {
-        chosen.identity()?.keep(home)?;
+    if let Some(identity) = adopted {
+        identity.keep(home)?;
     }
     // Its connection would hold the catalog while it is replaced.
     drop(db);
@@ -92,19 +106,100 @@ pub(crate) fn restore(
     Ok(report)
 }
 
-/// What a backup of this node would change here; nothing is changed.
-pub(super) fn plan_of(home: &Home, db: &Db, document: &NodeDocument) -> Result<Plan> {
-    // Hardware is compared apart, with all of it that the host has.
-    let options = Options {
-        sections: vec![Section::Logical, Section::Virtual],
-        ..Options::default()
+/// The plans of all nodes; nothing is changed.
+fn planned(
+    home: &Home,
+    ui: &Ui,
+    db: &Db,
+    archive: &mut Archive,
+    targets: Vec<Target>,
+    options: &Options,
+) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for target in targets {
+        let mut job = Job {
+            report: NodeRestoreReport::of(target.name.as_str(), target.onto.clone()),
+            target,
+            prepared: None,
+            order: None,
+        };
+        match &job.target.place {
+            Place::Nowhere(why) => job.report.not_reached = Some(why.clone()),
+            Place::Here { .. } => {
+                let document = read_node(archive, &job.target.name)?;
+                let prepared = host::prepare(home, db, &document, options)?;
+                job.report.outcome = Outcome::before(&prepared.plan);
+                job.report.plan = Some(prepared.plan.clone());
+                job.prepared = Some(prepared);
+            }
+            Place::Agent { id, address } => {
+                let document = read_node(archive, &job.target.name)?.to_xml()?;
+                let order = remote::Asked::new(id, address, document, options)?;
+                job.order = Some(order);
+            }
+        }
+        jobs.push(job);
+    }
+    remote::plan(home, ui, &mut jobs)?;
+    Ok(jobs)
+}
+
+/// Fails where not one node can be looked at: then nothing can be shown, and nothing done.
+fn refuse_if_none(jobs: &[Job]) -> Result<()> {
+    if jobs.iter().any(|job| job.report.plan.is_some()) {
+        return Ok(());
+    }
+    let why = jobs.iter().map(|job| {
+        let why = job.report.not_reached.as_deref();
+        format!("{}: {}", job.report.node, why.unwrap_or("no plan"))
+    });
+    let why: Vec<String> = why.collect();
+    bail!("nothing was changed: {}", why.join("; "))
+}
+
+fn show(ui: &Ui, jobs: &[Job]) {
+    for job in jobs {
+        let report = &job.report;
+        match (&report.plan, &report.not_reached) {
+            (Some(plan), _) => match &report.onto {
+                Some(onto) => ui.note(&format!("on {onto}: {plan}")),
+                None => ui.note(&plan.to_string()),
+            },
+            (None, Some(why)) => ui.note(&format!("node {}\n  NOT restored: {why}", report.node)),
+            (None, None) => {}
+        }
+    }
+}
+
+/// Does what was agreed to, on all nodes side by side. What fails on one does not end others.
+fn apply(home: &Home, ui: &Ui, force: bool, jobs: &mut [Job]) -> Result<()> {
+    let (mut here, mut there): (Vec<_>, Vec<_>) = jobs
+        .iter_mut()
+        .filter(|job| job.report.has_work())
+        .partition(|job| job.prepared.is_some());
+    thread::scope(|scope| {
+        // One at most: a host is one node.
+        let local = scope.spawn(move || {
+            for job in &mut here {
+                apply_here(home, ui, force, job);
+            }
+        });
+        let done = remote::apply(home, ui, &mut there);
+        local.join().map_err(|_| anyhow!("the restore panicked"))?;
+        done
+    })
+}
+
+fn apply_here(home: &Home, ui: &Ui, force: bool, job: &mut Job) {
+    let Some(prepared) = &job.prepared else {
+        return;
     };
-    let live = live::document(document)?;
-    Ok(plan(
-        document,
-        &live::live((home, db), document, &live, &options)?,
-        &options,
-    ))
+    let spinner = ui.spinner(&format!("restoring {}", job.report.node));
+    let progress = |_: usize, what: &str| spinner.set_message(what.to_owned());
+    let outcome = &mut job.report.outcome;
+    let done = steps::apply(&prepared.plan, force, &home.cancel(), &progress, outcome);
+    spinner.finish_and_clear();
+    job.report.error = done.err().map(|error| format!("{error:#}"));
 }
 
 fn options(args: &ClusterRestoreArgs) -> Options {
@@ -118,27 +213,12 @@ fn options(args: &ClusterRestoreArgs) -> Options {
     }
 }
 
-/// A node whose machine is another is restored only where that is said.
-fn refuse_other_machine(document: &NodeDocument, live: &NodeDocument) -> Result<()> {
-    let (then, now) = (&document.hardware.host, &live.hardware.host);
-    match (&then.machine_id, &now.machine_id) {
-        (Some(old), Some(new)) if old != new => bail!(
-            "{} was on another machine ({}, machine-id {old}), this is {} ({new}): nothing was \
-             changed; give --to-new-hardware if it takes its place",
-            document.name,
-            then.name,
-            now.name
-        ),
-        _ => Ok(()),
-    }
-}
-
-/// Told before the node is touched, not after.
+/// Told before a node is touched, not after.
 fn refuse_to_replace(db: &Db, force: bool) -> Result<()> {
     let rows = db.dump(&mut std::io::sink())?.rows();
     if rows > 0 && !force {
         bail!(
-            "{} holds {rows} rows: nothing was changed; give --skip-database to restore the node \
+            "{} holds {rows} rows: nothing was changed; give --skip-database to restore the nodes \
              only, or --force to replace them too (a copy of them is kept)",
             db.place()
         );
@@ -147,12 +227,13 @@ fn refuse_to_replace(db: &Db, force: bool) -> Result<()> {
 }
 
 /// Asks on a terminal; elsewhere --yes says it.
-fn confirm(node: bool, database: bool) -> Result<()> {
-    let what = match (node, database) {
-        (true, true) => "this node, then the database",
-        (true, false) => "this node",
-        (false, _) => "the database",
-    };
+fn confirm(jobs: &[Job], database: bool) -> Result<()> {
+    let nodes = jobs.iter().filter(|job| job.report.has_work());
+    let mut what: Vec<&str> = nodes.map(|job| job.report.node.as_str()).collect();
+    if database {
+        what.push("then the database");
+    }
+    let what = what.join(", ");
     if !std::io::stdin().is_terminal() {
         bail!(
             "nothing was changed: nobody can be asked here; look at the plan, then give --yes to \
@@ -172,24 +253,21 @@ fn confirm(node: bool, database: bool) -> Result<()> {
 }
 
 /// A backup of the cluster as it is now; of this host alone where it is no node yet.
-fn keep_what_is_there(home: &Home, ui: &Ui, db: &Db, live: &NodeDocument) -> Result<PathBuf> {
-    let folder = home.cluster_dir()?.join("before-restore");
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+fn keep_what_is_there(home: &Home, ui: &Ui, db: &Db, jobs: &[Job]) -> Result<PathBuf> {
     let is_node = Identity::of(home)?.is_some();
     if is_node && db.run(async |catalog| catalog.cluster().await)?.is_some() {
         let args = ClusterBackupArgs {
-            output: Some(folder),
+            output: Some(host::safety_folder(home)?),
             require_all: false,
             node_timeout: SAFETY_NODE_TIMEOUT_S,
             keep: None,
+            label: None,
         };
         let report = backup(home, ui, &args).context("cannot back up what is there now")?;
         return Ok(report.file);
     }
-    let format = format_description!("[year][month][day]T[hour][minute][second].[subsecond]");
-    let name = OffsetDateTime::now_utc().format(&format)?;
-    let file = folder.join(format!("{}-{name}.xml", live.name));
-    write_private(&file, live.to_xml()?.as_bytes())?;
-    Ok(file)
+    let live: Option<&NodeDocument> = jobs
+        .iter()
+        .find_map(|job| Some(&job.prepared.as_ref()?.live));
+    host::keep_live(home, live.context("this host has no configuration")?)
 }

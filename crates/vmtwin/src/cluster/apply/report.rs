@@ -1,34 +1,66 @@
-//! What a restore of a node did.
+//! What a restore did: on each node, and with the database.
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vmtwin_cluster::plan::{Action, Item, Plan};
 
 use super::super::restore::RestoreReport;
 use crate::{EXIT_FAILED, EXIT_WARNINGS};
 
-/// What a restore of a node did.
+/// What a restore did.
 #[derive(Debug, Serialize)]
-pub(crate) struct NodeRestoreReport {
-    /// What was to be done.
-    pub(crate) plan: Plan,
+pub(crate) struct ClusterRestoreReport {
     /// Nothing was done.
     pub(crate) dry_run: bool,
+    /// By the names of the backup.
+    pub(crate) nodes: Vec<NodeRestoreReport>,
     /// What was there before.
     pub(crate) safety_backup: Option<PathBuf>,
-    /// What was made or changed: `network lan`.
-    pub(crate) deployed: Vec<String>,
-    /// What was not, and why.
-    pub(crate) not_deployed: Vec<NotDeployed>,
     /// The database, where it was restored.
     pub(crate) database: Option<RestoreReport>,
     /// Why it was not.
     pub(crate) database_error: Option<String>,
 }
 
-/// A thing that was not restored.
+/// What it did on one node.
 #[derive(Debug, Serialize)]
+pub(crate) struct NodeRestoreReport {
+    /// The node of the backup.
+    pub(crate) node: String,
+    /// The node that it was restored on, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) onto: Option<String>,
+    /// What was to be done.
+    pub(crate) plan: Option<Plan>,
+    #[serde(flatten)]
+    pub(crate) outcome: Outcome,
+    /// Why nothing was tried: it is down, it does not let us.
+    pub(crate) not_reached: Option<String>,
+    /// Why it ended before its end.
+    pub(crate) error: Option<String>,
+}
+
+/// What was done on a node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Outcome {
+    /// What was there before, on the node itself.
+    #[serde(
+        default,
+        rename = "kept_on_node",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) safety_backup: Option<PathBuf>,
+    /// What was made or changed: `network lan`.
+    pub(crate) deployed: Vec<String>,
+    /// What was not, and why.
+    pub(crate) not_deployed: Vec<NotDeployed>,
+}
+
+/// A thing that was not restored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct NotDeployed {
     /// The thing: `network lan`.
     pub(crate) what: String,
@@ -42,9 +74,9 @@ pub(super) fn named(item: &Item) -> String {
     format!("{} {}", item.kind, item.name).trim().to_owned()
 }
 
-impl NodeRestoreReport {
+impl Outcome {
     /// Nothing is done yet.
-    pub(super) fn of(plan: Plan, dry_run: bool) -> NodeRestoreReport {
+    pub(in crate::cluster) fn before(plan: &Plan) -> Outcome {
         let refused = |item: &&Item| matches!(item.action, Action::Cannot | Action::LeftAlone);
         let not_deployed = plan.items.iter().filter(refused);
         let not_deployed = not_deployed.map(|item| NotDeployed {
@@ -52,43 +84,92 @@ impl NodeRestoreReport {
             why: item.why.clone().unwrap_or_default(),
             failed: false,
         });
-        NodeRestoreReport {
+        Outcome {
             not_deployed: not_deployed.collect(),
-            plan,
-            dry_run,
-            safety_backup: None,
-            deployed: Vec::new(),
-            database: None,
-            database_error: None,
+            ..Outcome::default()
+        }
+    }
+}
+
+impl NodeRestoreReport {
+    /// A node of which nothing is known yet.
+    pub(super) fn of(node: &str, onto: Option<String>) -> NodeRestoreReport {
+        NodeRestoreReport {
+            node: node.to_owned(),
+            onto,
+            plan: None,
+            outcome: Outcome::default(),
+            not_reached: None,
+            error: None,
         }
     }
 
     /// Whether something that the plan held was not done.
+    fn is_failed(&self) -> bool {
+        self.error.is_some() || self.outcome.not_deployed.iter().any(|one| one.failed)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.not_reached.is_none() && self.plan.as_ref().is_some_and(Plan::is_whole)
+    }
+
+    /// Whether there is something to do on it.
+    pub(super) fn has_work(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| !plan.is_done())
+    }
+
+    fn lines(&self, lines: &mut Vec<String>) {
+        let node = match &self.onto {
+            Some(onto) => format!("{} (on {onto})", self.node),
+            None => self.node.clone(),
+        };
+        let outcome = &self.outcome;
+        let deployed = outcome.deployed.iter();
+        lines.extend(deployed.map(|what| format!("{node}: deployed: {what}")));
+        for one in &outcome.not_deployed {
+            lines.push(format!("{node}: NOT deployed: {}: {}", one.what, one.why));
+        }
+        if let Some(why) = &self.not_reached {
+            lines.push(format!("{node}: NOT restored: {why}"));
+        }
+        if let Some(why) = &self.error {
+            lines.push(format!("{node}: NOT done: {why}"));
+        }
+        if let Some(file) = &outcome.safety_backup {
+            lines.push(format!("{node}: before, on the node: {}", file.display()));
+        }
+    }
+}
+
+impl ClusterRestoreReport {
+    /// Whether something failed that was tried.
     pub(crate) fn is_failed(&self) -> bool {
-        self.database_error.is_some() || self.not_deployed.iter().any(|one| one.failed)
+        self.database_error.is_some() || self.nodes.iter().any(NodeRestoreReport::is_failed)
     }
 
     pub(crate) fn exit_code(&self) -> i32 {
-        let warned = self
-            .database
-            .as_ref()
-            .is_some_and(|d| !d.warnings.is_empty());
-        match (self.is_failed(), self.plan.is_whole() && !warned) {
+        let warned = self.database.as_ref();
+        let warned = warned.is_some_and(|database| !database.warnings.is_empty());
+        let whole = self.nodes.iter().all(NodeRestoreReport::is_whole);
+        match (self.is_failed(), whole && !warned) {
             (true, _) => EXIT_FAILED,
             (false, true) => 0,
             (false, false) => EXIT_WARNINGS,
         }
     }
 
-    /// The summary; the plan was shown before.
+    /// The summary; plans were shown before.
     pub(crate) fn text(&self) -> String {
-        if self.dry_run {
-            return "nothing was changed (--dry-run)".to_owned();
-        }
         let mut lines = Vec::new();
-        lines.extend(self.deployed.iter().map(|what| format!("deployed: {what}")));
-        for one in &self.not_deployed {
-            lines.push(format!("NOT deployed: {}: {}", one.what, one.why));
+        for node in &self.nodes {
+            // A dry run has told what a plan says.
+            if !self.dry_run || node.plan.is_none() {
+                node.lines(&mut lines);
+            }
+        }
+        if self.dry_run {
+            lines.push("nothing was changed (--dry-run)".to_owned());
+            return lines.join("\n");
         }
         if let Some(file) = &self.safety_backup {
             lines.push(format!("before: {}", file.display()));
@@ -105,10 +186,12 @@ impl NodeRestoreReport {
         if let Some(why) = &self.database_error {
             lines.push(format!("NOT deployed: the database: {why}"));
         }
-        if self.is_failed() {
+        let idle = |node: &NodeRestoreReport| node.outcome.deployed.is_empty();
+        let missed = self.nodes.iter().any(|node| node.not_reached.is_some());
+        if self.is_failed() || missed {
             lines
                 .push("run the same again when the cause is gone: it goes on from here".to_owned());
-        } else if self.deployed.is_empty() && self.database.is_none() {
+        } else if self.nodes.iter().all(idle) && self.database.is_none() {
             lines.push("nothing was to be done".to_owned());
         }
         lines.join("\n")

@@ -7,48 +7,52 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use vmtwin_cluster::plan::{Item, Step, keep_passwords};
+use vmtwin_cluster::plan::{Item, Plan, Step, keep_passwords};
 use vmtwin_libvirt::{Connection, Domain, DomainState, Error, Kind};
 
 use super::super::libvirt::{self, MAX_NVRAM_BYTES};
-use super::report::{NodeRestoreReport, NotDeployed, named};
+use super::report::{NotDeployed, Outcome, named};
 use crate::cancel::Cancel;
 use crate::failpoint;
-use crate::ui::Ui;
 
 /// libvirt's own folder of them, which it makes at the first start of a guest; others are not made.
 const NVRAM_DIR: &str = "/var/lib/libvirt/qemu/nvram";
 
-/// Does all steps of the report's plan and notes what was done. What fails does not keep others
-/// from being done; Ctrl-C ends it between two steps.
-pub(super) fn apply(
-    cancel: &Cancel,
-    ui: &Ui,
+/// How many of a plan's things there is something to do with.
+pub(in crate::cluster) fn count(plan: &Plan) -> usize {
+    let items = plan.items.iter();
+    items.filter(|item| !item.steps.is_empty()).count()
+}
+
+/// Does all steps of a plan and notes what was done. What fails does not keep others from being
+/// done; Ctrl-C ends it between two steps. `progress` is told how many things were tried, and which
+/// is next.
+pub(in crate::cluster) fn apply(
+    plan: &Plan,
     force: bool,
-    report: &mut NodeRestoreReport,
+    cancel: &Cancel,
+    progress: &dyn Fn(usize, &str),
+    outcome: &mut Outcome,
 ) -> Result<()> {
     let connection = libvirt::connect().context("libvirt does not answer on this host")?;
-    let spinner = ui.spinner("restoring the node");
     let mut lost = None;
-    for item in &report.plan.items {
-        if item.steps.is_empty() {
-            continue;
-        }
+    let items = plan.items.iter().filter(|item| !item.steps.is_empty());
+    for (tried, item) in items.enumerate() {
         let what = named(item);
-        spinner.set_message(what.clone());
+        progress(tried, &what);
         let done = match &lost {
             Some(why) => Err(anyhow::anyhow!("its turn did not come: {why}")),
             None => each(&connection, item, cancel, force),
         };
         match done {
-            Ok(()) => report.deployed.push(what),
+            Ok(()) => outcome.deployed.push(what),
             Err(error) => {
                 if cancel.is_set() {
                     lost.get_or_insert("stopped by the user");
                 } else if is_disconnected(&error) {
                     lost.get_or_insert("libvirt is gone");
                 }
-                report.not_deployed.push(NotDeployed {
+                outcome.not_deployed.push(NotDeployed {
                     what,
                     why: format!("{error:#}"),
                     failed: true,
@@ -56,7 +60,6 @@ pub(super) fn apply(
             }
         }
     }
-    spinner.finish_and_clear();
     Ok(())
 }
 
