@@ -8,6 +8,7 @@
 //! | `vm`, `disk` | `vm.rs`, `disk.rs` | guests and twins, their disks, who must be resumed |
 //! | `job`, `step` | `job.rs`, `step.rs` | work, its owner, and how to undo what it began |
 //! | `snapshot` | `snapshot.rs` | a cache of what the repositories hold |
+//! | `deletion` | `deletion.rs` | snapshots that are to be removed, and when |
 //! | `schedule`, `schedule_run` | `schedule.rs` | schedules, and what became of each of their due times |
 //! | `task` | `task.rs` | commands that a daemon runs for somebody |
 //! | `api_token`, `api_session`, `audit` | `access.rs` | who may ask a daemon for what, and who did |
@@ -28,6 +29,7 @@
 //! - A value that no version of the program writes is an error, never a default.
 
 mod access;
+mod deletion;
 mod disk;
 mod dump;
 mod error;
@@ -58,6 +60,7 @@ pub mod transition;
 mod vm;
 
 pub use access::{ApiSession, ApiToken, AuditEntry, Scope};
+pub use deletion::Deletion;
 pub use disk::{Disk, InspectedDisk};
 pub use dump::{DumpSummary, TableSummary};
 pub use error::{Error, Result};

@@ -234,3 +234,32 @@ async fn histories_are_summed_up() {
         .unwrap();
     assert_eq!(next.items[0].bytes_new, 37);
 }
+
+#[tokio::test]
+async fn a_deletion_is_put_off_once() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    let ids = ["aa".to_owned(), "bb".to_owned()];
+    let (soon, late) = (
+        datetime!(2026-01-02 3:04 UTC),
+        datetime!(2027-01-01 0:00 UTC),
+    );
+    catalog
+        .put_off_deletion("r", &ids[..1], soon)
+        .await
+        .unwrap();
+    catalog.put_off_deletion("r", &ids, late).await.unwrap();
+    catalog
+        .put_off_deletion("other", &ids[..1], late)
+        .await
+        .unwrap();
+    let waiting = catalog.deletions(Some("r")).await.unwrap();
+    let seen: Vec<_> = waiting
+        .iter()
+        .map(|w| (w.snapshot_id.as_str(), w.due_at))
+        .collect();
+    assert_eq!(seen, [("aa", soon), ("bb", late)]);
+    assert_eq!(catalog.drop_deletions("r", &ids).await.unwrap(), 2);
+    assert_eq!(catalog.drop_deletions("r", &ids).await.unwrap(), 0);
+    assert_eq!(catalog.deletions(None).await.unwrap().len(), 1);
+}

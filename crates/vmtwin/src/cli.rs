@@ -18,7 +18,9 @@ pub(crate) use notify::{NotifyAddArgs, NotifyCommand};
 pub(crate) use restore::{ExportArgs, Format, Network, RestoreArgs};
 pub(crate) use schedule::{ScheduleAddArgs, ScheduleCommand};
 pub(crate) use serve::{ServeArgs, TokenCommand};
-pub(crate) use upkeep::{CheckArgs, CopyArgs, ForgetArgs, PruneArgs, SnapshotCommand, VerifyArgs};
+pub(crate) use upkeep::{
+    CheckArgs, CopyArgs, ForgetArgs, KeepArgs, PruneArgs, SnapshotCommand, VerifyArgs,
+};
 
 use crate::twin_args::TwinArgs;
 
@@ -77,6 +79,15 @@ pub(crate) struct Global {
         value_name = "COMMAND"
     )]
     pub(crate) password_command: Option<String>,
+    /// Remove forgotten snapshots only this long after: 12h, 7d, 8w [default: at once]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_DELETION_DELAY",
+        value_name = "TIME",
+        value_parser = upkeep::parse_age
+    )]
+    pub(crate) deletion_delay: Option<time::Duration>,
     /// One JSON document on stdout; logs and progress stay on stderr
     #[arg(long, global = true)]
     pub(crate) json: bool,

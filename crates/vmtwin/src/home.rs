@@ -41,6 +41,7 @@ pub(crate) struct Home {
     database: Option<String>,
     password_file: Option<PathBuf>,
     password_command: Option<String>,
+    deletion_delay: Option<time::Duration>,
     cancel: Cancel,
 }
 
@@ -72,6 +73,7 @@ impl Home {
             database: global.database.clone(),
             password_file: global.password_file.clone(),
             password_command: global.password_command.clone(),
+            deletion_delay: global.deletion_delay,
             cancel: cancel.clone(),
         })
     }
@@ -93,6 +95,15 @@ impl Home {
         pass("VMTWIN_PASSWORD_FILE", file.map(AsRef::as_ref));
         let by = self.password_command.as_deref();
         pass("VMTWIN_PASSWORD_COMMAND", by.map(AsRef::as_ref));
+        let hours = self
+            .deletion_delay
+            .map(|delay| format!("{}h", delay.whole_hours()));
+        pass("VMTWIN_DELETION_DELAY", hours.as_deref().map(AsRef::as_ref));
+    }
+
+    /// How long forgotten snapshots stay; none: they go at once.
+    pub(crate) fn deletion_delay(&self) -> Option<time::Duration> {
+        self.deletion_delay.filter(|delay| delay.is_positive())
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -133,6 +133,8 @@ fn run(cli: &Cli) -> Result<i32> {
     };
     match &cli.command {
         Command::Snapshot(SnapshotCommand::Forget(args)) => upkeep.forget(args),
+        Command::Snapshot(SnapshotCommand::Forgotten) => upkeep.forgotten(),
+        Command::Snapshot(SnapshotCommand::Keep(args)) => upkeep.keep(args),
         Command::Prune(args) => upkeep.prune(args),
         Command::Check(args) => upkeep.check(args),
         Command::Copy(args) => upkeep.copy(args),

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,64 @@ fn a_guest_is_backed_up_and_restored_over_http() {
     run(Command::new("qemu-img").arg("check").arg(image.unwrap()));
     remote_command_line(&vmtwin, &serve, &snapshot);
     serve.end();
+    vmtwin.assert_nothing_left();
+}
+
+/// Nobody erases history at once, and the daemon removes what is due.
+#[test]
+fn a_deletion_waits_and_can_be_taken_back() {
+    let guest = loaded_guest();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let backup = || {
+        let report = vmtwin.json(&["backup", VM, "--consistency", "crash"]);
+        report[0]["snapshot"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (backup(), backup());
+    let delay = [("VMTWIN_DELETION_DELAY", "24h")];
+    let serve = Serve::start(&vmtwin, &[], &delay);
+    let admin = serve.client(&token(&vmtwin, "admin"));
+    let ask = |path: &str, body: Value| {
+        let (status, job) = admin.post(&format!("/api/v1/commands/{path}?wait=100"), &body);
+        assert_eq!((status, &job["state"]), (200, &json!("done")), "{job}");
+        job["result"].clone()
+    };
+    let asked = ask(
+        "snapshot/forget",
+        json!({"ids": [first, second], "prune": true}),
+    );
+    assert_eq!(
+        (&asked["removed"], &asked["waiting"]),
+        (&json!(0), &json!(2)),
+        "{asked}"
+    );
+    let all = HashSet::from([first.clone(), second.clone()]);
+    assert_eq!(HashSet::from_iter(vmtwin.snapshots()), all);
+    for line in [
+        &["snapshot", "forget", "--deletion-delay", "0h", &first][..],
+        &["catalog", "load", "x", "--force"],
+    ] {
+        let (status, problem) = admin.post("/api/v1/commands", &json!({"arguments": line}));
+        assert_eq!(status, 403, "{problem}");
+    }
+    let (_, listed) = admin.post("/api/v1/commands/snapshot/forgotten", &json!({}));
+    assert_eq!(listed["result"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(ask("snapshot/keep", json!({"ids": [second]}))["kept"], 1);
+    let nothing_yet = vmtwin.json(&["snapshot", "forget", "--due"]);
+    assert_eq!(nothing_yet["removed"], 0);
+    serve.end();
+
+    run(Command::new("sqlite3")
+        .arg(vmtwin.home().join("catalog.db"))
+        .arg("UPDATE deletion SET due_at = '2026-01-01T00:00:00.000000Z'"));
+    let serve = Serve::start(&vmtwin, &[], &delay);
+    let begun = Instant::now();
+    while vmtwin.snapshots().len() > 1 {
+        assert!(begun.elapsed() < PATIENCE, "what is due is still there");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(vmtwin.snapshots(), [second.as_str()]);
+    serve.end();
+    assert_eq!(vmtwin.json(&["snapshot", "forgotten"]), json!([]));
     vmtwin.assert_nothing_left();
 }
 

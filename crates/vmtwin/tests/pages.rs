@@ -120,7 +120,7 @@ fn from_the_first_visit_to_a_restore_and_a_failure() {
     let guest = loaded_guest();
     let vmtwin = Vmtwin::new();
     vmtwin.ok(&["init"]);
-    let serve = Serve::start(&vmtwin, &[], &[]);
+    let serve = Serve::start(&vmtwin, &[], &[("VMTWIN_DELETION_DELAY", "24h")]);
     let pages = Pages::new(&serve);
     let browser = &pages.browser;
 
@@ -136,6 +136,7 @@ fn from_the_first_visit_to_a_restore_and_a_failure() {
 
     let snapshot = backed_up(&pages);
     restored(&pages, &vmtwin, &snapshot);
+    forgotten(&pages, &snapshot);
 
     for (path, words, name) in [
         ("/snapshots", &snapshot[..8], "snapshots"),
@@ -245,6 +246,32 @@ fn restored(pages: &Pages, vmtwin: &Vmtwin, snapshot: &str) {
     pages.judge("restore-done");
     let disk = dir.join("disk0.qcow2");
     DiskLedger::read(&disk, DiskFormat::Qcow2).assert_whole();
+}
+
+/// What is forgotten stays until its time, and is kept after all.
+fn forgotten(pages: &Pages, snapshot: &str) {
+    let page = format!("/snapshots/{snapshot}");
+    pages.open(&page);
+    pages.browser.click("Forget…");
+    pages.browser.click("Forget");
+    pages.browser.wait(
+        "a job",
+        "return location.pathname.startsWith('/jobs/')",
+        PATIENCE,
+    );
+    pages.job_ends("Done");
+    pages.open(&page);
+    pages.shows("It is removed in");
+    pages.judge("snapshot-forgotten");
+    pages.open("/snapshots");
+    pages.shows("1 snapshot is to be removed");
+    pages.judge("snapshots-forgotten");
+    pages.browser.click("Keep all");
+    pages.browser.wait(
+        "it is kept",
+        "return !document.body.innerText.includes('to be removed')",
+        PATIENCE,
+    );
 }
 
 /// A schedule is added, and its guest is protected by what there is.

@@ -33,8 +33,16 @@ pub(super) struct Checked {
     pub(super) vm: Option<String>,
 }
 
-/// Looks at a command line. `folders` are those that paths may lead into, the folder of restores first.
-pub(super) fn check(arguments: &[String], folders: &[&Path]) -> Result<Checked, Problem> {
+/// What there is around a command.
+pub(super) struct Bounds<'a> {
+    /// Folders that paths may lead into, the folder of restores first.
+    pub(super) folders: &'a [&'a Path],
+    /// Snapshots are removed after a delay only: nobody from afar gets around that.
+    pub(super) is_delayed: bool,
+}
+
+/// Looks at a command line.
+pub(super) fn check(arguments: &[String], bounds: &Bounds<'_>) -> Result<Checked, Problem> {
     let line = std::iter::once("vmtwin".to_owned()).chain(arguments.iter().cloned());
     let matches = Cli::command().try_get_matches_from(line).map_err(wrong)?;
     let cli = Cli::from_arg_matches(&matches).map_err(wrong)?;
@@ -59,9 +67,17 @@ pub(super) fn check(arguments: &[String], folders: &[&Path]) -> Result<Checked, 
         }
     }
     let reaches_out = given(leaf).any(|id| REACHING_OUT.contains(&id))
-        || strange_paths(leaf, folders)
+        || strange_paths(leaf, bounds.folders)
         || given(leaf).any(|id| id == "repo")
             && cli.global.repo.as_deref().is_some_and(is_location);
+    // A guest's socket is only spoken to.
+    let is_new_guest = matches!(cli.command, Command::Vm(VmCommand::Add { .. }));
+    if bounds.is_delayed && (reaches_out && !is_new_guest || gets_around(&cli.command)) {
+        return Err(refused(
+            "this host removes snapshots after a delay only, and while it does, what could get around \
+             that is not for the API: run it on the host",
+        ));
+    }
     let needs = match reaches_out {
         true => Scope::Admin,
         false => scope(&cli.command),
@@ -140,11 +156,26 @@ fn is_below(root: &Path, path: &Path) -> bool {
     })
 }
 
+/// Whether a command could replace the catalog, which holds when snapshots may be removed.
+fn gets_around(command: &Command) -> bool {
+    match command {
+        Command::Catalog(_) => !is_look(command),
+        Command::Cluster(command) => matches!(
+            command,
+            ClusterCommand::Create { .. } | ClusterCommand::Join(_) | ClusterCommand::Restore(_)
+        ),
+        _ => false,
+    }
+}
+
 fn is_look(command: &Command) -> bool {
     match command {
         Command::Vm(VmCommand::List | VmCommand::Show { .. })
         | Command::Snapshot(
-            SnapshotCommand::List { .. } | SnapshotCommand::Show { .. } | SnapshotCommand::Ls(_),
+            SnapshotCommand::List { .. }
+            | SnapshotCommand::Show { .. }
+            | SnapshotCommand::Ls(_)
+            | SnapshotCommand::Forgotten,
         )
         | Command::Stats { .. }
         | Command::Schedule(ScheduleCommand::List | ScheduleCommand::Show { .. })
@@ -174,7 +205,7 @@ fn scope(command: &Command) -> Scope {
         | Command::Check(_)
         | Command::Copy(_)
         | Command::Recover
-        | Command::Snapshot(SnapshotCommand::Verify(_))
+        | Command::Snapshot(SnapshotCommand::Verify(_) | SnapshotCommand::Keep(_))
         | Command::Schedule(ScheduleCommand::Run { .. })
         | Command::Cluster(ClusterCommand::Backup(_) | ClusterCommand::Collect) => Scope::Backup,
         Command::Restore(_)
@@ -205,9 +236,17 @@ mod tests {
     use super::*;
 
     fn needs(line: &str) -> Result<Scope, u16> {
+        checked(line, false)
+    }
+
+    fn checked(line: &str, is_delayed: bool) -> Result<Scope, u16> {
         let folders = [Path::new("/home/restored"), Path::new("/home/cluster")];
         let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let checked = check(&arguments, &folders).map_err(|problem| problem.status)?;
+        let bounds = Bounds {
+            folders: &folders,
+            is_delayed,
+        };
+        let checked = check(&arguments, &bounds).map_err(|problem| problem.status)?;
         Ok(checked.needs)
     }
 
@@ -269,6 +308,31 @@ mod tests {
             "--help",
         ] {
             assert_eq!(needs(line).unwrap_err(), 422, "{line}");
+        }
+    }
+
+    #[test]
+    fn nobody_gets_around_a_deletion_delay() {
+        for line in [
+            "snapshot forget latest --deletion-delay 0h",
+            "catalog load x.jsonl --force",
+            "cluster restore x.zip --only-database --force",
+            "cluster join vmtwin-join-1.x",
+            "notify add x --command rm",
+            "restore latest --to /etc",
+            "prune --repo /mnt/x",
+        ] {
+            assert_eq!(checked(line, true), Err(403), "{line}");
+        }
+        for (line, scope) in [
+            ("snapshot forget latest --prune", Scope::Admin),
+            ("snapshot keep latest", Scope::Backup),
+            ("vm add web01 --qmp /run/web01.qmp", Scope::Admin),
+            ("snapshot forgotten", Scope::View),
+            ("catalog show", Scope::View),
+            ("restore latest --to web01", Scope::Restore),
+        ] {
+            assert_eq!(checked(line, true), Ok(scope), "{line}");
         }
     }
 

@@ -20,9 +20,9 @@ use vmtwin_catalog::{Cursor, NewTask, Scope, TaskId, TaskState};
 use vmtwin_server::Problem;
 
 use super::access::{Body, Caller, Named, Params, body};
-use super::gate::{self, Checked};
+use super::gate::{self, Bounds, Checked};
 use super::model::{Job, ListOf, ProblemView};
-use super::{Answer, Shared, commands};
+use super::{Answer, Api, Shared, commands};
 use crate::task::{Ended, Event};
 
 /// Longest wait for the end of a job, seconds.
@@ -106,8 +106,8 @@ async fn ask(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why));
     }
     let key = key_of(headers)?;
-    let cluster = api.home.dir().join("cluster");
-    let checked = gate::check(&arguments, &[&api.restore_root, &cluster])?;
+    let is_delayed = api.home.deletion_delay().is_some();
+    let checked = checked(api, &arguments, is_delayed)?;
     if let Err(problem) = caller.needs(checked.needs) {
         note(api, &caller, &checked, &arguments, "refused").await?;
         return Err(problem);
@@ -139,6 +139,15 @@ async fn ask(
         false => StatusCode::CREATED,
     };
     Ok((status, place, Json(job)).into_response())
+}
+
+fn checked(api: &Api, line: &[String], is_delayed: bool) -> Answer<Checked> {
+    let cluster = api.home.dir().join("cluster");
+    let bounds = Bounds {
+        folders: &[&api.restore_root, &cluster],
+        is_delayed,
+    };
+    gate::check(line, &bounds)
 }
 
 fn key_of(headers: &HeaderMap) -> Answer<Option<String>> {
@@ -353,7 +362,7 @@ pub(super) async fn cancel(
     // Who may begin such a thing may end it.
     let line: Vec<String> = job.command.split(' ').map(str::to_owned).collect();
     let line: Vec<String> = line.into_iter().chain(job.arguments).collect();
-    let checked = gate::check(&line, &[&api.restore_root, &api.home.dir().join("cluster")])?;
+    let checked = checked(&api, &line, false)?;
     caller.needs(Scope::Backup)?;
     caller.needs(checked.needs)?;
     note(&api, &caller, &checked, &line, "cancelled").await?;

@@ -209,6 +209,7 @@ fn router(api: &Shared) -> Router {
         .route("/schedules", get(views::schedules))
         .route("/cluster", get(views::cluster))
         .route("/growth", get(views::growth))
+        .route("/deletions", get(views::deletions))
         .route("/audit", get(views::audit))
         .route(
             "/session",

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
-use vmtwin_catalog::{ApiToken, AuditEntry, Growth, Snapshot, Task};
+use vmtwin_catalog::{ApiToken, AuditEntry, Deletion, Growth, Snapshot, Task};
 
 use crate::task::Live;
 
@@ -183,6 +183,28 @@ pub(super) struct SnapshotView {
     /// What the backup reported; not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) report: Option<Value>,
+}
+
+/// A snapshot that is to be removed.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeletionView {
+    pub(super) snapshot: String,
+    pub(super) repository: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(super) asked_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub(super) removed_after: OffsetDateTime,
+}
+
+impl From<Deletion> for DeletionView {
+    fn from(one: Deletion) -> Self {
+        Self {
+            snapshot: one.snapshot_id,
+            repository: one.repository_id,
+            asked_at: one.asked_at,
+            removed_after: one.due_at,
+        }
+    }
 }
 
 impl From<&Snapshot> for SnapshotView {

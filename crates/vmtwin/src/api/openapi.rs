@@ -24,6 +24,7 @@ use super::{access, download, jobs, views};
         views::schedules,
         views::cluster,
         views::growth,
+        views::deletions,
         views::audit,
         download::file,
         jobs::command_line,

@@ -17,9 +17,9 @@ use vmtwin_server::Problem;
 use super::access::{Caller, Named, Params};
 use super::jobs::limited;
 use super::model::{
-    Audited, ClusterBackup, ClusterView, ConnectionView, Day, DiskView, Guest, GuestSchedule,
-    LastJob, ListOf, NodeView, Overview, ProblemView, RunView, ScheduleView, Size, SnapshotView,
-    days,
+    Audited, ClusterBackup, ClusterView, ConnectionView, Day, DeletionView, DiskView, Guest,
+    GuestSchedule, LastJob, ListOf, NodeView, Overview, ProblemView, RunView, ScheduleView, Size,
+    SnapshotView, days,
 };
 use super::protection::{self, Followed};
 use super::{Answer, Api, Shared};
@@ -388,6 +388,19 @@ pub(super) async fn cluster(
 pub(super) async fn growth(State(api): State<Shared>, _caller: Caller) -> Answer<Json<Vec<Day>>> {
     let growth = api.blocking(|api| Ok(api.db.run(async |c| c.growth(DAYS).await)?));
     Ok(Json(days(growth.await?)))
+}
+
+/// The snapshots that were forgotten and stay until their time; what is removed first comes first.
+#[utoipa::path(get, path = "/api/v1/deletions", tag = "snapshots",
+    responses((status = 200, body = [DeletionView]), (status = "4XX", body = ProblemView)))]
+pub(super) async fn deletions(
+    State(api): State<Shared>,
+    _caller: Caller,
+) -> Answer<Json<Vec<DeletionView>>> {
+    let waiting = api.blocking(|api| Ok(api.db.run(async |c| c.deletions(None).await)?));
+    Ok(Json(
+        waiting.await?.into_iter().map(DeletionView::from).collect(),
+    ))
 }
 
 /// Which part.

@@ -29,6 +29,14 @@ pub(crate) enum SnapshotCommand {
     Verify(VerifyArgs),
     /// Remove snapshots: those named, or those that no rule keeps
     Forget(ForgetArgs),
+    /// List snapshots that were forgotten and stay until the deletion delay is over
+    Forgotten,
+    /// Take back that snapshots were forgotten, while they are there
+    #[command(
+        after_help = "Examples:\n  vmtwin snapshot forgotten\n  vmtwin snapshot keep 1a2b3c4d\n  \
+        vmtwin snapshot keep --all"
+    )]
+    Keep(KeepArgs),
 }
 
 #[derive(Debug, Args)]
@@ -36,14 +44,21 @@ pub(crate) enum SnapshotCommand {
   vmtwin snapshot forget 1a2b3c4d
   vmtwin snapshot forget --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run
   vmtwin snapshot forget --vm web01 --keep-within 30d --keep-tag gold --prune
+  vmtwin snapshot forget --due
 
 Rules apply to the snapshots of each guest on each host; a snapshot stays if any rule keeps it.
-Periods are UTC. Needs the repository to itself, as restic's forget does; space is freed by prune.")]
+Periods are UTC. Needs the repository to itself, as restic's forget does; space is freed by prune.
+With a deletion delay (--deletion-delay, VMTWIN_DELETION_DELAY, config.toml) what is forgotten stays
+until the delay is over, and is then removed by the next forget, or by vmtwin serve.")]
 pub(crate) struct ForgetArgs {
     /// Snapshots to remove: ids, or the first digits of them
     #[arg(value_name = "ID", conflicts_with_all = ["vm", "keep_last", "keep_hourly", "keep_daily",
         "keep_weekly", "keep_monthly", "keep_yearly", "keep_within", "keep_tag"])]
     pub(crate) ids: Vec<String>,
+    /// Remove only what was forgotten before and whose delay is over
+    #[arg(long, conflicts_with_all = ["ids", "vm", "keep_last", "keep_hourly", "keep_daily",
+        "keep_weekly", "keep_monthly", "keep_yearly", "keep_within", "keep_tag", "force"])]
+    pub(crate) due: bool,
     /// Apply the rules to this guest only
     #[arg(long, value_name = "NAME")]
     pub(crate) vm: Option<String>,
@@ -82,6 +97,16 @@ pub(crate) struct ForgetArgs {
     pub(crate) force: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct KeepArgs {
+    /// Snapshots: ids, or the first digits of them
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    pub(crate) ids: Vec<String>,
+    /// All that wait
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) all: bool,
+}
+
 impl ForgetArgs {
     /// The rules given.
     pub(crate) fn rules(&self) -> anyhow::Result<vmtwin_repository::KeepRules> {
@@ -99,7 +124,7 @@ impl ForgetArgs {
 }
 
 /// `12h`, `30d`, `8w`.
-fn parse_age(text: &str) -> Result<time::Duration, String> {
+pub(crate) fn parse_age(text: &str) -> Result<time::Duration, String> {
     let wrong = || format!("{text:?} is no time such as 12h, 30d or 8w");
     let unit = text.chars().next_back().ok_or_else(wrong)?;
     let seconds: i64 = match unit {

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod files;
+pub(crate) mod forget;
 pub(crate) mod init;
 pub(crate) mod metrics;
 pub(crate) mod notify;

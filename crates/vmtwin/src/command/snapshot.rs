@@ -49,6 +49,8 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &SnapshotCommand) -> Result<i32
         SnapshotCommand::Show { id } => show(&repository, ui, id).map(|()| 0),
         SnapshotCommand::Verify(_)
         | SnapshotCommand::Forget(_)
+        | SnapshotCommand::Forgotten
+        | SnapshotCommand::Keep(_)
         | SnapshotCommand::Ls(_)
         | SnapshotCommand::Get(_) => {
             bail!("this command needs more than the repository")

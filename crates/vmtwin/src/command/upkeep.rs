@@ -1,23 +1,21 @@
-//! `vmtwin snapshot forget`, `prune`, `check`, `copy`, `stats`: upkeep of the repository.
+//! `vmtwin prune`, `check`, `copy`, `stats`: upkeep of the repository. What is forgotten: `forget.rs`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use vmtwin_repository::{
-    CheckReport, Error, IngestOptions, KeepRules, Location, Progress, PruneOptions, PruneReport,
-    Repository, Snapshot,
+    CheckReport, Error, IngestOptions, Location, Progress, PruneOptions, PruneReport, Repository,
+    Snapshot,
 };
 
 use crate::cancel::Cancel;
-use crate::cli::{CheckArgs, CopyArgs, ForgetArgs, PruneArgs};
-use crate::db::Db;
+use crate::cli::{CheckArgs, CopyArgs, PruneArgs};
 use crate::home::{Home, password_of_command, read_password};
 use crate::ui::{BarProgress, Ui, bytes, table};
 
-const EXIT_WARNINGS: i32 = 3;
+pub(super) const EXIT_WARNINGS: i32 = 3;
 const EXIT_FAILED: i32 = 1;
 
 /// What the commands here work with.
@@ -27,31 +25,8 @@ pub(crate) struct Upkeep<'a> {
     pub(crate) cancel: &'a Cancel,
 }
 
-/// One snapshot and what becomes of it.
 #[derive(Debug, Serialize)]
-struct Decision {
-    id: String,
-    vm: String,
-    host: String,
-    time: String,
-    keep: bool,
-    /// Rules that keep it.
-    reasons: Vec<&'static str>,
-}
-
-#[derive(Debug, Serialize)]
-struct ForgetReport {
-    dry_run: bool,
-    kept: usize,
-    removed: usize,
-    snapshots: Vec<Decision>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prune: Option<PruneJson>,
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct PruneJson {
+pub(super) struct PruneJson {
     dry_run: bool,
     packs_kept: usize,
     packs_repacked: usize,
@@ -65,7 +40,7 @@ struct PruneJson {
 }
 
 impl PruneJson {
-    fn new(report: &PruneReport, dry_run: bool) -> Self {
+    pub(super) fn new(report: &PruneReport, dry_run: bool) -> Self {
         Self {
             dry_run,
             packs_kept: report.packs_kept,
@@ -79,7 +54,7 @@ impl PruneJson {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let would = if self.dry_run { "would be " } else { "" };
         let mut text = format!(
             "{} used, {} unused; packs: {} kept, {} repacked, {} {would}removed; {} {would}freed",
@@ -98,7 +73,7 @@ impl PruneJson {
         text
     }
 
-    fn code(&self) -> i32 {
+    pub(super) fn code(&self) -> i32 {
         match self.waits_for {
             Some(_) => EXIT_WARNINGS,
             None => 0,
@@ -106,11 +81,11 @@ impl PruneJson {
     }
 }
 
-fn vm_of(snapshot: &Snapshot) -> Option<String> {
+pub(super) fn vm_of(snapshot: &Snapshot) -> Option<String> {
     snapshot.tag("vm").map(str::to_owned)
 }
 
-fn short(id: &str) -> &str {
+pub(super) fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
 }
 
@@ -122,78 +97,11 @@ impl Upkeep<'_> {
         }
     }
 
-    fn with<T>(&self, label: &str, work: impl FnOnce(&dyn Progress) -> T) -> T {
+    pub(super) fn with<T>(&self, label: &str, work: impl FnOnce(&dyn Progress) -> T) -> T {
         let progress = self.progress(label);
         let done = work(&progress);
         progress.bar.finish_and_clear();
         done
-    }
-
-    /// Forgets snapshots: those named, or those that no rule keeps.
-    pub(crate) fn forget(&self, args: &ForgetArgs) -> Result<i32> {
-        let rules = args.rules()?;
-        if args.ids.is_empty() && rules.is_empty() {
-            bail!(
-                "nothing says what to forget: name snapshots by id, or give rules of what stays, \
-                 such as --keep-daily 7 --keep-weekly 4; --dry-run shows what would go"
-            );
-        }
-        let repository = self.home.repository()?;
-        let decisions = if args.ids.is_empty() {
-            decide(&repository, args.vm.as_deref(), &rules)?
-        } else {
-            named(&repository, &args.ids)?
-        };
-        if args.ids.is_empty() && !args.force {
-            refuse_all(&decisions)?;
-        }
-        let gone = decisions.iter().filter(|d| !d.keep);
-        let gone: Vec<String> = gone.map(|d| d.id.clone()).collect();
-        let mut report = ForgetReport {
-            dry_run: args.dry_run,
-            kept: decisions.len() - gone.len(),
-            removed: gone.len(),
-            snapshots: decisions,
-            prune: None,
-            warnings: Vec::new(),
-        };
-        let mut code = 0;
-        if !args.dry_run && !gone.is_empty() {
-            repository.remove_snapshots(&gone)?;
-            if let Err(error) = self.forget_in_catalog(&repository, &gone) {
-                report.warnings.push(format!("the catalog: {error:#}"));
-                code = EXIT_WARNINGS;
-            }
-        }
-        if args.prune && !args.dry_run {
-            let prune = self.with("pruning", |progress| {
-                repository.prune(&PruneOptions::default(), progress)
-            })?;
-            let prune = PruneJson::new(&prune, false);
-            code = code.max(prune.code());
-            report.prune = Some(prune);
-        }
-        for warning in &report.warnings {
-            self.ui.note(&format!("warning: {warning}"));
-        }
-        self.ui.result(&report, || forget_text(&report))?;
-        Ok(code)
-    }
-
-    /// The catalog is a cache of the repository: what it does not know is fine.
-    fn forget_in_catalog(&self, repository: &Repository, ids: &[String]) -> Result<()> {
-        if !self.home.catalog().exists() {
-            return Ok(());
-        }
-        let db = Db::open(self.home)?;
-        for id in ids {
-            let removed = db.run(async |c| c.remove_snapshot(&repository.id(), id).await);
-            match removed {
-                Ok(()) | Err(vmtwin_catalog::Error::NoSnapshot { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
     }
 
     /// Removes what no snapshot needs.
@@ -352,112 +260,6 @@ impl Upkeep<'_> {
         })?;
         Ok(0)
     }
-}
-
-fn decision(snapshot: &Snapshot, keep: bool, reasons: Vec<&'static str>) -> Result<Decision> {
-    Ok(Decision {
-        id: snapshot.id.clone(),
-        vm: vm_of(snapshot).unwrap_or_default(),
-        host: snapshot.hostname.clone(),
-        time: snapshot.time.format(&Rfc3339)?,
-        keep,
-        reasons,
-    })
-}
-
-/// Snapshots by their ids; one whose own file is damaged needs its full id.
-fn named(repository: &Repository, ids: &[String]) -> Result<Vec<Decision>> {
-    let mut found: BTreeMap<String, Decision> = BTreeMap::new();
-    for id in ids {
-        let decision = match repository.snapshot(id) {
-            Ok(snapshot) => decision(&snapshot, false, Vec::new())?,
-            Err(Error::Damaged { .. }) if id.len() == 64 => Decision {
-                id: id.clone(),
-                vm: String::new(),
-                host: String::new(),
-                time: String::new(),
-                keep: false,
-                reasons: Vec::new(),
-            },
-            Err(error) => return Err(error.into()),
-        };
-        found.insert(decision.id.clone(), decision);
-    }
-    Ok(found.into_values().collect())
-}
-
-/// Applies the rules to the snapshots of each guest on each host.
-fn decide(repository: &Repository, vm: Option<&str>, rules: &KeepRules) -> Result<Vec<Decision>> {
-    let mut groups: BTreeMap<(String, String), Vec<Snapshot>> = BTreeMap::new();
-    for snapshot in repository.snapshots()?.snapshots {
-        if let Some(name) = vm_of(&snapshot)
-            && vm.is_none_or(|wanted| wanted == name)
-        {
-            let key = (name, snapshot.hostname.clone());
-            groups.entry(key).or_default().push(snapshot);
-        }
-    }
-    let mut decisions = Vec::new();
-    for group in groups.into_values() {
-        let times: Vec<_> = group.iter().map(|s| (s.time, s.tags.as_slice())).collect();
-        for (snapshot, reasons) in group.iter().zip(rules.apply(&times)) {
-            decisions.push(decision(snapshot, !reasons.is_empty(), reasons)?);
-        }
-    }
-    Ok(decisions)
-}
-
-fn refuse_all(decisions: &[Decision]) -> Result<()> {
-    let lost = |d: &&Decision| {
-        !decisions
-            .iter()
-            .any(|o| o.keep && (&o.vm, &o.host) == (&d.vm, &d.host))
-    };
-    match decisions.iter().find(lost) {
-        Some(d) => bail!(
-            "these rules keep no snapshot of {} on {}; add --keep-last 1, or --force to remove all",
-            d.vm,
-            d.host
-        ),
-        None => Ok(()),
-    }
-}
-
-fn forget_text(report: &ForgetReport) -> String {
-    let cells: Vec<Vec<String>> = report
-        .snapshots
-        .iter()
-        .map(|d| {
-            let time = d.time.get(..19).unwrap_or(&d.time).replace('T', " ");
-            let verdict = if d.keep { "keep" } else { "remove" };
-            vec![
-                short(&d.id).to_owned(),
-                d.vm.clone(),
-                d.host.clone(),
-                time,
-                verdict.to_owned(),
-                d.reasons.join(", "),
-            ]
-        })
-        .collect();
-    let head = ["ID", "VM", "HOST", "POINT (UTC)", "", "BY RULE"];
-    let verb = if report.dry_run {
-        "would be removed"
-    } else {
-        "removed"
-    };
-    let mut lines = vec![
-        table(&head, &cells),
-        format!("{} kept, {} {verb}", report.kept, report.removed),
-    ];
-    match &report.prune {
-        Some(prune) => lines.push(prune.text()),
-        None if report.removed > 0 && !report.dry_run => {
-            lines.push("to free their space: vmtwin prune".to_owned())
-        }
-        None => {}
-    }
-    lines.join("\n")
 }
 
 fn check_json(

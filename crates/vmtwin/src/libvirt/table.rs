@@ -98,14 +98,17 @@ fn open(uri: &str) -> Result<Libvirt> {
     Libvirt::open(uri).with_context(|| format!("cannot connect to {uri}"))
 }
 
-/// Disks and memory are read beside QEMU, so it must be this host's.
+/// Disks and memory are read beside QEMU, so it must be this host's. A transport that is a command
+/// (`qemu+ext`) is none of those.
 fn check_local(uri: &str) -> Result<()> {
-    let authority = uri
+    let parts = uri
         .split_once("://")
-        .map(|(_, rest)| rest.split('/').next());
-    match authority {
-        Some(Some("")) => Ok(()),
-        Some(_) => bail!("{uri} is another host: run vmtwin there, with qemu:///system"),
+        .map(|(scheme, rest)| (scheme, rest.split('/').next()));
+    match parts {
+        Some(("qemu" | "qemu+unix", Some(""))) => Ok(()),
+        Some(_) => bail!(
+            "{uri} is not a libvirt of this host: run vmtwin where the guests are, with qemu:///system"
+        ),
         None => bail!("{uri} is no URI of libvirt; most hosts have qemu:///system"),
     }
 }
@@ -224,7 +227,12 @@ mod tests {
         for uri in ["qemu:///system", "qemu+unix:///system?socket=/run/x"] {
             check_local(uri).unwrap();
         }
-        for uri in ["qemu+ssh://root@far/system", "qemu://far/system", "system"] {
+        for uri in [
+            "qemu+ssh://root@far/system",
+            "qemu://far/system",
+            "qemu+ext:///system?command=/bin/sh",
+            "system",
+        ] {
             assert!(check_local(uri).is_err(), "{uri}");
         }
     }

@@ -40,6 +40,7 @@ const STATES = {
   enabled: ["good", "Enabled"],
   disabled: ["none", "Disabled"],
   refused: ["bad", "Refused"],
+  forgotten: ["warn", "Forgotten"],
   ok: ["good", "OK"],
   warning: ["warn", "Warning"],
   error: ["bad", "Error"],

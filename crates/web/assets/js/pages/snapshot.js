@@ -30,7 +30,7 @@ export async function snapshots({ view, query, go }) {
     const wanted = event.target.value.trim();
     go(wanted ? `/snapshots?vm=${encodeURIComponent(wanted)}` : "/snapshots");
   } });
-  put(view, heading("Snapshots"), h("div", { class: "bar" }, filter));
+  put(view, heading("Snapshots"), await removals(go), h("div", { class: "bar" }, filter));
   if (!first.items.length) {
     view.append(vm ? empty("No snapshot of such a guest", h("p", {}, "Names must fit wholly."))
       : empty("No snapshots yet", h("p", {}, "Back up a guest from ", h("a", { href: "/" }, "its page"), ": each backup is a snapshot, a point in time to go back to.")));
@@ -47,8 +47,22 @@ export async function snapshots({ view, query, go }) {
   view.append(list);
 }
 
+/** What was forgotten and is still there; the first to go comes first. */
+async function removals(go) {
+  const [first, ...others] = await get("/deletions");
+  if (!first) return null;
+  const count = others.length + 1;
+  return h("section", { class: "card" },
+    h("p", {}, `${count} snapshot${count > 1 ? "s are" : " is"} to be removed; the first, `, snapshotLink(first.snapshot), ", ", time(first.removed_after), "."),
+    may("backup") && h("p", {}, action("Keep all", async () => {
+      await command("snapshot keep", { all: true }, 30);
+      go("/snapshots");
+    })));
+}
+
 export async function snapshot({ view, params, title, go }) {
   const one = await get(`/snapshots/${encodeURIComponent(params.id)}`);
+  const removal = (await get("/deletions")).find((waiting) => waiting.snapshot === one.id);
   title(`${one.vm} ${short(one.id)}`);
   const start = async (words, body) => go(`/jobs/${(await command(words, body)).id}`);
   put(view,
@@ -58,7 +72,12 @@ export async function snapshot({ view, params, title, go }) {
       may("backup") && action("Verify by boot", () => start("snapshot verify", { id: one.id, boot: true })),
       may("backup") && action("Verify by reading", () => start("snapshot verify", { id: one.id })),
       may("backup") && one.has_memory && action("Settle", () => start("settle", { id: one.id })),
-      may("admin") && h("button", { type: "button", onclick: () => askForget(one, start) }, "Forget…")),
+      removal && may("backup") && action("Keep", async () => {
+        await command("snapshot keep", { ids: [one.id] }, 30);
+        go(`/snapshots/${one.id}`);
+      }),
+      !removal && may("admin") && h("button", { type: "button", onclick: () => askForget(one, start) }, "Forget…")),
+    removal && h("p", { class: "lead" }, badge("forgotten"), " It is removed ", time(removal.removed_after), "."),
     h("p", { class: "lead" }, badge(one.verified ?? "unverified"), ` ${consistency(one.consistency)}. `, h("span", { class: "dim" }, CONSISTENCY[one.consistency]?.[1] ?? "")),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h2", {}, "Point in time"), facts(
@@ -75,6 +94,6 @@ export async function snapshot({ view, params, title, go }) {
 }
 
 function askForget(one, start) {
-  confirm("Forget this snapshot?", `The point ${short(one.id)} of ${one.vm} cannot be restored any more. Its space is free after a prune.`, "Forget",
+  confirm("Forget this snapshot?", `The point ${short(one.id)} of ${one.vm} cannot be restored any more, at once or when this host's deletion delay is over. Its space is free after a prune.`, "Forget",
     () => start("snapshot forget", { ids: [one.id] }));
 }
