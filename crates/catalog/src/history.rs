@@ -1,5 +1,6 @@
 //! Long histories of snapshots, in parts and sums: what pages and graphs show. Nothing here reads
-//! more rows than it gives, but for sums over an index.
+//! more rows than it gives, but for sums over an index. SQLite joins in the order that `CROSS JOIN`
+//! says: guests are few, snapshots many.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -83,7 +84,7 @@ impl Catalog {
     pub async fn latest_snapshots(&self) -> Result<Vec<Snapshot>> {
         let mut read = self.read().await?;
         let rows = query(
-            "SELECT s.* FROM vm v JOIN snapshot s ON s.vm_name = v.name \
+            "SELECT s.* FROM vm v CROSS JOIN snapshot s WHERE s.vm_name = v.name \
              AND s.time = (SELECT MAX(l.time) FROM snapshot l WHERE l.vm_name = v.name)",
         )
         .fetch_all(&mut read)
@@ -96,10 +97,10 @@ impl Catalog {
     pub async fn trends(&self, count: u32) -> Result<Vec<SnapshotSummary>> {
         let mut read = self.read().await?;
         let rows = query(
-            "SELECT s.vm_name, s.time, s.bytes_new, s.bytes_stored FROM vm v JOIN snapshot s \
-             ON s.vm_name = v.name AND s.time >= COALESCE((SELECT o.time FROM snapshot o \
+            "SELECT s.vm_name, s.time, s.bytes_new, s.bytes_stored FROM vm v CROSS JOIN snapshot s \
+             WHERE s.vm_name = v.name AND s.time >= COALESCE((SELECT o.time FROM snapshot o \
              WHERE o.vm_name = v.name ORDER BY o.time DESC LIMIT 1 OFFSET $1), '') \
-             ORDER BY s.vm_name, s.time",
+             ORDER BY v.name, s.time",
         )
         .bind(i64::from(count) - 1)
         .fetch_all(&mut read)
