@@ -128,6 +128,10 @@ impl Store for FaultyStore {
         self.inner.list(kind)
     }
 
+    fn retain(&self, file: &FileName) -> io::Result<()> {
+        self.inner.retain(file)
+    }
+
     fn read_full(&self, file: &FileName, max_bytes: u64) -> io::Result<Vec<u8>> {
         let mut data = self.inner.read_full(file, max_bytes)?;
         match self.damage(file.kind) {

@@ -62,6 +62,14 @@ impl Location {
     /// [`Error::Store`] when keys or settings that the store needs are missing or wrong.
     pub fn store(&self, options: &StoreOptions) -> Result<Arc<dyn Store>> {
         match &self.0 {
+            Place::Folder(_) if options.as_of.is_some() => Err(Error::store(
+                "open",
+                "the repository",
+                std::io::Error::new(
+                    std::io::ErrorKind::Unsupported,
+                    "a folder keeps no versions: only a bucket of S3 can be shown as of a time",
+                ),
+            )),
             Place::Folder(folder) => Ok(Arc::new(LocalStore::new(folder))),
             Place::S3(place) => match S3Store::new(place, options) {
                 Ok(store) => Ok(Arc::new(store)),

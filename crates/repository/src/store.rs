@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 pub use local::LocalStore;
 pub(crate) use s3::S3Place;
 pub use s3::{Patience, S3Store};
@@ -115,6 +117,11 @@ pub struct StoreOptions {
     pub cancel: Option<Arc<AtomicBool>>,
     /// How long a store on the network waits.
     pub patience: Patience,
+    /// How long each object that is written shall be locked, where the place can (S3 with object lock).
+    /// Locks of the repository are not.
+    pub retain: Option<Duration>,
+    /// Show what was there at this time, and change nothing: S3 with versions.
+    pub as_of: Option<OffsetDateTime>,
     /// Variables in place of this process's environment.
     pub environment: Option<HashMap<String, String>>,
 }
@@ -161,6 +168,14 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When it may still be there.
     fn remove(&self, file: &FileName) -> io::Result<()>;
+
+    /// Locks an object for as long as one that is written now, counted from now.
+    ///
+    /// # Errors
+    /// `Unsupported` where the place locks nothing, or was not asked to.
+    fn retain(&self, _file: &FileName) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// How long a new object may stay invisible to others' listings; lock taking waits for it.
     fn listing_delay(&self) -> Duration {

@@ -44,6 +44,13 @@ const TOP_EXAMPLES: &str = "Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings.";
 
+/// `2026-11-23T12:00:00Z`.
+fn point(text: &str) -> Result<time::OffsetDateTime, String> {
+    let format = &time::format_description::well_known::Rfc3339;
+    let wrong = |_| format!("{text:?} is no time such as 2026-11-23T12:00:00Z");
+    time::OffsetDateTime::parse(text, format).map_err(wrong)
+}
+
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
@@ -88,6 +95,18 @@ pub(crate) struct Global {
         value_parser = upkeep::parse_age
     )]
     pub(crate) deletion_delay: Option<time::Duration>,
+    /// In S3 with object lock: let nobody remove what is written before this time: 30d, 8w [default: no lock]
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_OBJECT_LOCK",
+        value_name = "TIME",
+        value_parser = upkeep::parse_age
+    )]
+    pub(crate) object_lock: Option<time::Duration>,
+    /// In S3 with versions: the repository as it was then, whatever was removed since (RFC 3339)
+    #[arg(long, global = true, value_name = "TIME", value_parser = point)]
+    pub(crate) as_of: Option<time::OffsetDateTime>,
     /// One JSON document on stdout; logs and progress stay on stderr
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -24,13 +24,14 @@ const OF_USER: &str = "config.toml";
 /// Longest file, bytes.
 const MAX_BYTES: u64 = 64 << 10;
 /// What may stand at the top: options of every command that say where things are.
-const TOP: [&str; 6] = [
+const TOP: [&str; 7] = [
     "home",
     "repo",
     "database",
     "password_file",
     "password_command",
     "deletion_delay",
+    "object_lock",
 ];
 /// Commands whose options may be set too.
 const COMMANDS: [&str; 1] = ["serve"];

@@ -42,6 +42,8 @@ pub(crate) struct Home {
     password_file: Option<PathBuf>,
     password_command: Option<String>,
     deletion_delay: Option<time::Duration>,
+    object_lock: Option<time::Duration>,
+    as_of: Option<time::OffsetDateTime>,
     cancel: Cancel,
 }
 
@@ -74,6 +76,8 @@ impl Home {
             password_file: global.password_file.clone(),
             password_command: global.password_command.clone(),
             deletion_delay: global.deletion_delay,
+            object_lock: global.object_lock,
+            as_of: global.as_of,
             cancel: cancel.clone(),
         })
     }
@@ -95,10 +99,18 @@ impl Home {
         pass("VMTWIN_PASSWORD_FILE", file.map(AsRef::as_ref));
         let by = self.password_command.as_deref();
         pass("VMTWIN_PASSWORD_COMMAND", by.map(AsRef::as_ref));
-        let hours = self
-            .deletion_delay
-            .map(|delay| format!("{}h", delay.whole_hours()));
-        pass("VMTWIN_DELETION_DELAY", hours.as_deref().map(AsRef::as_ref));
+        for (key, time) in [
+            ("VMTWIN_DELETION_DELAY", self.deletion_delay),
+            ("VMTWIN_OBJECT_LOCK", self.object_lock),
+        ] {
+            let hours = time.map(|time| format!("{}h", time.whole_hours()));
+            pass(key, hours.as_deref().map(AsRef::as_ref));
+        }
+    }
+
+    /// How long what is written to S3 is locked; none: not at all.
+    pub(crate) fn object_lock(&self) -> Option<time::Duration> {
+        self.object_lock.filter(|time| time.is_positive())
     }
 
     /// How long forgotten snapshots stay; none: they go at once.
@@ -192,7 +204,11 @@ impl Home {
         };
         self.store(&location)
             .and_then(|store| Ok(Repository::open_with(store, &password)?))
-            .map(|repository| repository.with_cache(&self.cache_dir()))
+            .map(|repository| match self.as_of {
+                // What was there then is not what is kept of now.
+                Some(_) => repository,
+                None => repository.with_cache(&self.cache_dir()),
+            })
             .with_context(|| format!("cannot open the repository {location}"))
     }
 
@@ -200,6 +216,8 @@ impl Home {
     pub(crate) fn store(&self, location: &Location) -> Result<Arc<dyn Store>> {
         let options = StoreOptions {
             cancel: Some(self.cancel.flag()),
+            retain: self.object_lock().map(time::Duration::unsigned_abs),
+            as_of: self.as_of,
             ..StoreOptions::default()
         };
         Ok(location.store(&options)?)

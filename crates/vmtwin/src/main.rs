@@ -143,7 +143,7 @@ fn run(cli: &Cli) -> Result<i32> {
         Command::Completions { shell } => command::shell::completions(*shell).map(|()| 0),
         Command::Man { dir } => command::shell::man(dir).map(|()| 0),
         Command::Init => command::init::run(&home, &ui).map(|()| 0),
-        Command::Repo(args) => command::repo::run(&home, &ui, args).map(|()| 0),
+        Command::Repo(args) => command::repo::run(&home, &ui, &cancel, args).map(|()| 0),
         Command::Snapshot(SnapshotCommand::Ls(args)) => files.ls(args),
         Command::Snapshot(SnapshotCommand::Get(args)) => files.get(args),
         Command::Snapshot(args) if !matches!(args, SnapshotCommand::Verify(_)) => {

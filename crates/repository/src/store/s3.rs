@@ -8,14 +8,21 @@
 //!
 //! The configuration is written with `If-None-Match: *`, after a look whether it is there. A
 //! service that does not know that header has the look alone.
+//!
+//! In a bucket with object lock each object but locks can be written so that nobody removes it for a
+//! time, and what is removed or written over all the same is a version that can be shown
+//! ([`StoreOptions`], `versions.rs`).
 
 mod client;
 mod failure;
 mod place;
 mod settings;
+mod versions;
 
+use std::collections::HashMap;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -25,11 +32,15 @@ use rusty_s3::actions::{GetObject, ListObjectsV2, ListObjectsV2Response, PutObje
 use ureq::http::header::CONTENT_RANGE;
 use ureq::http::{Response, StatusCode};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use super::{FileName, Kind, Store, StoreOptions, StoredFile};
 use crate::id::Id;
 use client::Client;
 use failure::Failure;
 use settings::{Settings, environment};
+use versions::Past;
 
 pub use client::Patience;
 pub(crate) use place::S3Place;
@@ -39,11 +50,21 @@ const MAX_PAGE_BYTES: u64 = 16 << 20;
 /// Most pages of a listing: 16 million objects.
 const MAX_PAGES: usize = 16_000;
 
+/// Nobody can end such a lock before its time, not the owner of the bucket either.
+const LOCK_MODE: &str = "COMPLIANCE";
+
 /// Objects in a bucket, laid out as restic does.
 pub struct S3Store {
     client: Arc<Client>,
     place: S3Place,
+    retain: Option<Duration>,
+    as_of: Option<OffsetDateTime>,
+    /// Keys of what was there then, with their versions and sizes, by kind.
+    past: Mutex<HashMap<Kind, Arc<Objects>>>,
 }
+
+/// The version and the bytes of each object, by key.
+type Objects = HashMap<String, (String, u64)>;
 
 impl S3Store {
     /// Finds keys and endpoint; the service is not asked yet.
@@ -58,6 +79,9 @@ impl S3Store {
         Ok(Self {
             client: Client::new(settings, options.patience, options.cancel.clone()),
             place: place.clone(),
+            retain: options.retain,
+            as_of: options.as_of,
+            past: Mutex::default(),
         })
     }
 
@@ -68,19 +92,129 @@ impl S3Store {
         }
     }
 
-    fn get<'a>(&'a self, key: &'a str) -> GetObject<'a> {
+    fn get<'a>(&'a self, key: &'a str, version: Option<&'a str>) -> GetObject<'a> {
         let client = &self.client;
-        GetObject::new(&client.bucket, Some(&client.credentials), key)
+        let mut action = GetObject::new(&client.bucket, Some(&client.credentials), key);
+        if let Some(version) = version {
+            action.query_mut().insert("versionId", version);
+        }
+        action
+    }
+
+    /// The version to read, where a time is shown.
+    fn version(&self, file: &FileName, key: &str) -> io::Result<Option<String>> {
+        let Some(time) = self.as_of else {
+            return Ok(None);
+        };
+        let past = self.objects_of(file.kind, time)?;
+        let found = past.get(key).map(|(version, _)| version.clone());
+        found
+            .map(Some)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// What there was of a kind at a time; asked once.
+    fn objects_of(&self, kind: Kind, time: OffsetDateTime) -> io::Result<Arc<Objects>> {
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = past.get(&kind) {
+            return Ok(Arc::clone(known));
+        }
+        let found = self.list_past(&self.prefix(kind), time);
+        let found = Arc::new(found.map_err(Failure::into_io)?);
+        past.insert(kind, Arc::clone(&found));
+        Ok(found)
+    }
+
+    fn list_past(&self, prefix: &str, time: OffsetDateTime) -> Result<Objects, Failure> {
+        let mut past = Past::default();
+        let mut next: Option<(String, String)> = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.versions_page(prefix, next.as_ref())?;
+            for version in page.versions {
+                past.see(version, time);
+            }
+            if page.next.is_none() {
+                let objects = past.objects();
+                let named = objects.map(|(key, id, size)| (key.to_owned(), (id.to_owned(), size)));
+                return Ok(named.collect());
+            }
+            if page.next == next {
+                break;
+            }
+            next = page.next;
+        }
+        Err(endless())
+    }
+
+    fn versions_page(
+        &self,
+        prefix: &str,
+        from: Option<&(String, String)>,
+    ) -> Result<versions::Page, Failure> {
+        let client = &self.client;
+        client.persist(&format!("list versions of {prefix}"), || {
+            // The URL of no object is the bucket's.
+            let mut action = self.get("", None);
+            let query = action.query_mut();
+            query.insert("versions", "");
+            query.insert("encoding-type", "url");
+            query.insert("prefix", prefix);
+            if let Some((key, version)) = from {
+                query.insert("key-marker", key.as_str());
+                if !version.is_empty() {
+                    query.insert("version-id-marker", version.as_str());
+                }
+            }
+            let answer = client.send(action, &[], &[], 0)?;
+            let page = client.read_body(answer, MAX_PAGE_BYTES)?;
+            let text = std::str::from_utf8(&page);
+            versions::parse(text.map_err(|_| Failure::wrong_answer("the listing is not UTF-8"))?)
+        })
+    }
+
+    /// What all keys of a kind begin with.
+    fn prefix(&self, kind: Kind) -> String {
+        match kind {
+            Kind::Config => self.key("config"),
+            _ => self.key(&format!("{}/", kind.folder())),
+        }
+    }
+
+    /// Where a time is shown nothing is written: `Some` says what becomes of an attempt.
+    fn unchanged(&self, file: &FileName) -> Option<io::Result<()>> {
+        self.as_of?;
+        Some(match file.kind {
+            // Nothing changes there, so nobody has to be kept out.
+            Kind::Lock => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::ReadOnlyFilesystem,
+                "the repository is shown as it was at a time: nothing can be written",
+            )),
+        })
+    }
+
+    /// Until when an object of this kind that is written now is locked.
+    fn retained_until(&self, kind: Kind) -> Option<String> {
+        let retain = self.retain.filter(|_| kind != Kind::Lock)?;
+        let until = OffsetDateTime::now_utc() + retain;
+        let until = until.replace_nanosecond(0).unwrap_or(until);
+        until.format(&Rfc3339).ok()
     }
 
     /// Writes an object; with `only_new`, `AlreadyExists` where there is one.
     fn put(&self, file: &FileName, data: &[u8], only_new: bool) -> io::Result<()> {
         let key = self.key(&file.path());
         let digest = BASE64.encode(Md5::digest(data));
+        let until = self.retained_until(file.kind);
         let client = &self.client;
         let sent = client.persist(&format!("write {file}"), || {
             let mut action = PutObject::new(&client.bucket, Some(&client.credentials), &key);
             action.headers_mut().insert("content-md5", &*digest);
+            if let Some(until) = &until {
+                let headers = action.headers_mut();
+                headers.insert("x-amz-object-lock-mode", LOCK_MODE);
+                headers.insert("x-amz-object-lock-retain-until-date", until.as_str());
+            }
             if only_new {
                 action.headers_mut().insert("if-none-match", "*");
             }
@@ -138,10 +272,7 @@ impl S3Store {
                 next => token = next,
             }
         }
-        Err(Failure::lasting(
-            io::ErrorKind::InvalidData,
-            "the listing has no end",
-        ))
+        Err(endless())
     }
 
     fn create_bucket(&self) -> Result<(), Failure> {
@@ -164,6 +295,10 @@ impl S3Store {
             other => other,
         }
     }
+}
+
+fn endless() -> Failure {
+    Failure::lasting(io::ErrorKind::InvalidData, "the listing has no end")
 }
 
 /// Parses a page. The end of a page that was cut off, and an error, are no page.
@@ -257,11 +392,18 @@ impl Store for S3Store {
     /// A missing bucket is an empty list.
     fn list(&self, kind: Kind) -> io::Result<Vec<StoredFile>> {
         let base = self.key("");
-        let prefix = match kind {
-            Kind::Config => self.key("config"),
-            _ => self.key(&format!("{}/", kind.folder())),
-        };
+        let prefix = self.prefix(kind);
         let mut files = Vec::new();
+        if let Some(time) = self.as_of {
+            if kind == Kind::Lock {
+                return Ok(files);
+            }
+            for (key, (_, size_bytes)) in self.objects_of(kind, time)?.iter() {
+                let path = key.strip_prefix(&base);
+                files.extend(path.and_then(|path| stored_file(kind, path, *size_bytes)));
+            }
+            return Ok(files);
+        }
         let listed = self.list_keys(&prefix, |key, size_bytes| {
             let path = key.strip_prefix(&base);
             files.extend(path.and_then(|path| stored_file(kind, path, size_bytes)));
@@ -275,9 +417,12 @@ impl Store for S3Store {
 
     fn read_full(&self, file: &FileName, max_bytes: u64) -> io::Result<Vec<u8>> {
         let key = self.key(&file.path());
+        let version = self.version(file, &key)?;
         let mut damaged = false;
         let read = self.client.persist(&format!("read {file}"), || {
-            let answer = self.client.send(self.get(&key), &[], &[], max_bytes)?;
+            let answer =
+                self.client
+                    .send(self.get(&key, version.as_deref()), &[], &[], max_bytes)?;
             let data = self.client.read_body(answer, max_bytes)?;
             // Damaged on the way? A second look tells; if not, it is for the caller to say.
             if file.kind != Kind::Config && !damaged && Id::of(&data) != file.id {
@@ -296,6 +441,7 @@ impl Store for S3Store {
             return Ok(());
         };
         let key = self.key(&file.path());
+        let version = self.version(file, &key)?;
         let last = offset_bytes
             .checked_add(last)
             .ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -303,20 +449,46 @@ impl Store for S3Store {
         let read = self.client.persist(&format!("read {file}"), || {
             let headers = [("range", range.as_str())];
             let length = buf.len() as u64;
-            let answer = self.client.send(self.get(&key), &headers, &[], length)?;
+            let get = self.get(&key, version.as_deref());
+            let answer = self.client.send(get, &headers, &[], length)?;
             read_part(answer, offset_bytes, buf)
         });
         read.map_err(Failure::into_io)
     }
 
     fn write(&self, file: &FileName, data: &[u8]) -> io::Result<()> {
+        if let Some(refused) = self.unchanged(file) {
+            return refused;
+        }
         match file.kind {
             Kind::Config => self.put_new(file, data),
             _ => self.put(file, data, false),
         }
     }
 
+    fn retain(&self, file: &FileName) -> io::Result<()> {
+        let until = self.retained_until(file.kind);
+        let until = until.ok_or(io::ErrorKind::Unsupported)?;
+        let key = self.key(&file.path());
+        let body = format!(
+            "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>{LOCK_MODE}</Mode>\
+             <RetainUntilDate>{until}</RetainUntilDate></Retention>"
+        );
+        let digest = BASE64.encode(Md5::digest(body.as_bytes()));
+        let client = &self.client;
+        let done = client.persist(&format!("lock {file}"), || {
+            let mut action = PutObject::new(&client.bucket, Some(&client.credentials), &key);
+            action.query_mut().insert("retention", "");
+            action.headers_mut().insert("content-md5", &*digest);
+            client.send_only(action, body.as_bytes())
+        });
+        done.map_err(Failure::into_io)
+    }
+
     fn remove(&self, file: &FileName) -> io::Result<()> {
+        if let Some(refused) = self.unchanged(file) {
+            return refused;
+        }
         let key = self.key(&file.path());
         let client = &self.client;
         let removed = client.persist(&format!("remove {file}"), || {

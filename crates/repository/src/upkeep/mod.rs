@@ -1,4 +1,4 @@
-//! Upkeep of a repository: retention, prune, check, repair, copy, usage.
+//! Upkeep of a repository: retention, prune, check, repair, copy, usage, object locks.
 //!
 //! ```text
 //!   snapshots ─► trees ─► used blobs ┐
@@ -10,6 +10,7 @@
 //! missing that is only new.
 
 pub(crate) mod check;
+mod object_lock;
 pub(crate) mod pack_out;
 pub(crate) mod prune;
 pub(crate) mod repair;

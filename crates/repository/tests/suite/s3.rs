@@ -45,6 +45,7 @@ impl Service {
             cancel,
             patience,
             environment: environment(),
+            ..StoreOptions::default()
         };
         let store = location(&proxy.endpoint()).store(&options).unwrap();
         store.create().unwrap();

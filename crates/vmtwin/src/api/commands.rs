@@ -85,10 +85,9 @@ impl Asked {
             ));
         }
         for arg in known {
-            let given = body.get(&field(arg)).unwrap_or(&Value::Null);
-            if given.is_null() {
+            let Some(given) = body.get(&field(arg)) else {
                 continue;
-            }
+            };
             if is_flag(arg) {
                 match given.as_bool() {
                     Some(true) => line.push(option(arg)),
@@ -230,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_body_is_what_the_command_line_says() {
-        let body = json!({"vms": ["web01", "-x"], "consistency": "crash", "order": null});
+        let body = json!({"vms": ["web01", "-x"], "consistency": "crash"});
         let expected = ["backup", "--consistency=crash", "--", "web01", "-x"];
         assert_eq!(line("backup", body).unwrap(), expected);
         let body = json!({"id": "latest", "to": "a b", "run": true, "memory": false});
@@ -256,6 +255,8 @@ mod tests {
             ("backup", json!({"vms": [{}]})),
             ("backup", json!({"vms": ["a\0b"]})),
             ("backup", json!({"consistency": ["crash", "state"]})),
+            ("backup", json!({"order": null})),
+            ("restore", json!({"run": null})),
             ("restore", json!({"run": "yes"})),
             ("restore", json!({"password_command": "sh"})),
             ("restore", json!({"home": "/"})),

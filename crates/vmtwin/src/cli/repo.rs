@@ -10,6 +10,15 @@ pub(crate) enum RepoCommand {
     Add(RepoAddArgs),
     /// List the main repository and further ones
     List,
+    /// Renew the object locks of all that is in a repository
+    #[command(
+        after_help = "Examples:\n  VMTWIN_OBJECT_LOCK=30d vmtwin repo renew\n  vmtwin repo renew \
+        --repo offsite --object-lock 30d\n\nWith an object lock (--object-lock, VMTWIN_OBJECT_LOCK, \
+        config.toml) nobody, not even the owner of the S3 bucket, removes what was written before its \
+        time is over. What snapshots need for longer is locked anew by this command; `vmtwin serve` \
+        does it by itself, after a third of the time."
+    )]
+    Renew,
     /// Forget a further repository; what is in it stays
     Remove {
         /// Its name

@@ -1,13 +1,17 @@
 //! `vmtwin repo …`: further repositories, which backups go to as well.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use vmtwin_repository::Password;
 
 use super::init::make_or_open;
+use crate::cancel::Cancel;
 use crate::cli::repo::{RepoAddArgs, RepoCommand};
+use crate::db::Db;
 use crate::home::{Home, MAIN, Named, make_password, password_of_command, read_password};
-use crate::ui::{Ui, table};
+use crate::ui::{BarProgress, Ui, table};
 
 /// A repository in the settings.
 #[derive(Debug, Serialize)]
@@ -30,10 +34,39 @@ struct Added {
     password_file: Option<String>,
 }
 
-pub(crate) fn run(home: &Home, ui: &Ui, command: &RepoCommand) -> Result<()> {
+/// Setting that holds when the object locks of the repository there were renewed last, RFC 3339.
+pub(crate) fn renewed_key(location: &str) -> String {
+    format!("object-lock.renewed.{location}")
+}
+
+fn renew(home: &Home, ui: &Ui, cancel: &Cancel) -> Result<()> {
+    if home.object_lock().is_none() {
+        bail!(
+            "nothing says how long the locks are: give --object-lock, VMTWIN_OBJECT_LOCK or \
+             object_lock in the config file, such as 30d"
+        );
+    }
+    let repository = home.repository()?;
+    let progress = BarProgress {
+        bar: ui.spinner("locking"),
+        cancel,
+    };
+    let renewed = repository.renew_object_locks(&progress);
+    progress.bar.finish_and_clear();
+    let renewed = renewed?;
+    let now = OffsetDateTime::now_utc().format(&Rfc3339)?;
+    let key = renewed_key(&home.location()?.to_string());
+    Db::open(home)?.run(async |c| c.set_setting(&key, &now).await)?;
+    ui.result(&serde_json::json!({ "locked": renewed }), || {
+        format!("{renewed} objects are locked anew")
+    })
+}
+
+pub(crate) fn run(home: &Home, ui: &Ui, cancel: &Cancel, command: &RepoCommand) -> Result<()> {
     match command {
         RepoCommand::Add(args) => add(home, ui, args),
         RepoCommand::List => list(home, ui),
+        RepoCommand::Renew => renew(home, ui, cancel),
         RepoCommand::Remove { name } => {
             let named = home.forget_named(name)?;
             ui.result(&serde_json::json!({ "removed": name }), || {

@@ -12,7 +12,7 @@
 //! Backups run as processes of their own: they take their memory with them, and one that dies takes
 //! nothing else down.
 
-mod deletions;
+mod chores;
 mod spec;
 mod work;
 
@@ -77,7 +77,7 @@ pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> R
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| notify::follow(cx, &ended));
-        scope.spawn(|| deletions::follow(cx, runner, &ended));
+        scope.spawn(|| chores::follow(cx, runner, &ended));
         let mut looked: Option<Instant> = None;
         while !cx.cancel.is_set() && !over() {
             if looked.is_some_and(|at| at.elapsed() < REST) {
