@@ -19,6 +19,7 @@ mod libvirt;
 pub(crate) mod membership;
 mod node;
 pub(crate) mod permission;
+pub(crate) mod place;
 mod restore;
 mod restoring;
 mod validate;
