@@ -59,6 +59,24 @@ impl Here {
         self.own.as_ref().map(|own| &own.id)
     }
 
+    /// This host's node, as the catalog has it.
+    pub(crate) fn own(&self) -> Option<&Node> {
+        self.nodes.get(self.node()?)
+    }
+
+    /// How long a node counts as there after it was heard of.
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// The nodes that were heard of within the lease.
+    pub(crate) fn there(&self) -> impl Iterator<Item = &Node> {
+        let now = OffsetDateTime::now_utc();
+        self.nodes
+            .values()
+            .filter(move |node| node.is_there(self.lease, now))
+    }
+
     /// The name of a VM's node.
     pub(crate) fn node_name(&self, vm: &Vm) -> Option<&str> {
         let node = self.nodes.get(vm.node.as_ref()?)?;
