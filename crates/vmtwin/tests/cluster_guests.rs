@@ -438,8 +438,8 @@ fn a_migrated_guest_keeps_its_history() {
     let Some(lab) = Lab::start() else { return };
     let (n1, n2) = (&lab.n1, &lab.n2);
     let guest = LibvirtGuest::start(&n1.host, "web01", Mode::Load, 1);
-    let first = n1.backup("web01");
-    let second = n1.backup("web01");
+    n1.backup("web01");
+    n1.backup("web01");
     let socket = lab.work.join("migration");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::create_dir(&socket).unwrap();
@@ -460,15 +460,17 @@ fn a_migrated_guest_keeps_its_history() {
     guest.wait_for_more("tick", PATIENCE);
     assert_eq!(n2.rows(), [row("web01", "n2", "running")]);
     assert_eq!(n1.rows(), n2.rows());
+    // QEMU has written out all when it stands still, so the disk is what the backup holds. It may build
+    // on a bitmap that came along in the image: then this is the proof that it may.
+    n2.host.virsh(&["suspend", "web01"]);
     let moved = n2.backup("web01");
-    eprintln!("{first:#}\n{second:#}\n{moved:#}");
+    eprintln!("{moved:#}");
     n2.host.virsh(&["destroy", "web01"]);
-    let last = n2.backup("web01");
     let dir = lab.work.join("restored");
-    let id = last["snapshot"].as_str().unwrap();
+    let id = moved["snapshot"].as_str().unwrap();
     n2.ok(&["restore", id, "--to", text(&dir), "--format", "raw"]);
     same(&dir.join("virtio-disk0.raw"), &guest.disks()[0]);
     let one = lab.sql("SELECT count(DISTINCT vm_id) || ' ' || count(*) FROM snapshot");
-    assert_eq!(one, "1 4");
+    assert_eq!(one, "1 3");
     lab.check();
 }
