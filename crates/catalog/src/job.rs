@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::{JobId, VmId};
+use crate::lease;
 use crate::open::Catalog;
 use crate::process::ProcessIdentity;
 use crate::row::{Fields, stored_count};
@@ -115,7 +116,8 @@ impl Outcome {
 impl Catalog {
     /// Starts a job of this process. One that holds its guest is refused with [`Error::Busy`]
     /// while another such job of a live process (or of a host we cannot see) does, and with
-    /// [`Error::NotRecovered`] while a dead one has open undos.
+    /// [`Error::NotRecovered`] while a dead one has open undos. One of a node that was not heard of
+    /// for the lease does not count where the VM is on another node.
     pub async fn start_job(&self, new: NewJob) -> Result<JobId> {
         self.start_job_as(new, &ProcessIdentity::of_self()?).await
     }
@@ -276,6 +278,9 @@ pub(crate) async fn refuse_if_held(
             continue;
         }
         if !job.owner.is_dead() {
+            if lease::is_over(write, vm_id, &job).await? {
+                continue;
+            }
             return Err(busy(job));
         }
         if step::count_open(write, &job.id).await? > 0 {

@@ -37,6 +37,7 @@ mod figures;
 mod history;
 mod id;
 mod job;
+mod lease;
 mod membership;
 mod node;
 mod notify;

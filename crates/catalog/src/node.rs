@@ -125,11 +125,16 @@ impl Catalog {
         Ok(touched.rows_affected() == 1)
     }
 
-    /// Removes a node and its last known configuration, and takes its certificates back. It is no
-    /// error if it is not there.
+    /// Removes a node and its last known configuration, and takes its certificates back; its VMs are
+    /// on no node then. It is no error if it is not there.
     pub async fn remove_node(&self, id: &NodeId) -> Result<()> {
         let mut write = self.write().await?;
         query("DELETE FROM node WHERE id = $1")
+            .bind(id.as_str())
+            .execute(&mut write)
+            .await
+            .map_err(database("remove a node"))?;
+        query("UPDATE vm SET node = NULL WHERE node = $1")
             .bind(id.as_str())
             .execute(&mut write)
             .await

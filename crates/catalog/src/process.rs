@@ -63,13 +63,13 @@ impl ProcessIdentity {
         let (Ok(boot_id), Ok(host)) = (boot_id(), host()) else {
             return Liveness::Unknown;
         };
+        // Another host's processes are not seen from here. It may have our boot id all the same: a
+        // container has its machine's, with process ids of its own.
+        if self.host != host {
+            return Liveness::Unknown;
+        }
         if self.boot_id != boot_id {
-            // The same host after a reboot, or another host, whose processes we cannot see.
-            return if self.host == host {
-                Liveness::Dead
-            } else {
-                Liveness::Unknown
-            };
+            return Liveness::Dead;
         }
         match Stat::read(self.pid) {
             Ok(Some(stat)) if stat.start_ticks == self.start_ticks && !stat.ended => {
@@ -189,9 +189,14 @@ mod tests {
             host: "elsewhere".into(),
             ..rebooted.clone()
         };
+        let beside = ProcessIdentity {
+            host: "container".into(),
+            ..reused.clone()
+        };
         assert_eq!(reused.liveness(), Liveness::Dead);
         assert_eq!(rebooted.liveness(), Liveness::Dead);
         assert_eq!(elsewhere.liveness(), Liveness::Unknown);
+        assert_eq!(beside.liveness(), Liveness::Unknown);
     }
 
     #[test]

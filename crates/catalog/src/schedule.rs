@@ -216,6 +216,42 @@ impl Catalog {
         rows.iter().map(run).collect()
     }
 
+    /// What one due time brought, the first begun first.
+    pub async fn runs_of(
+        &self,
+        id: &ScheduleId,
+        due_at: OffsetDateTime,
+    ) -> Result<Vec<ScheduleRun>> {
+        let mut read = self.read().await?;
+        let rows = query(
+            "SELECT * FROM schedule_run WHERE schedule_id = $1 AND due_at = $2 ORDER BY started_at",
+        )
+        .bind(id.as_str())
+        .bind(timestamp::to_text(due_at))
+        .fetch_all(&mut read)
+        .await
+        .map_err(database("list the runs of a due time"))?;
+        rows.iter().map(run).collect()
+    }
+
+    /// The latest due time that was begun for a subject.
+    pub async fn latest_due(
+        &self,
+        id: &ScheduleId,
+        subject: &str,
+    ) -> Result<Option<OffsetDateTime>> {
+        let mut read = self.read().await?;
+        let row = query(
+            "SELECT MAX(due_at) AS due_at FROM schedule_run WHERE schedule_id = $1 AND subject = $2",
+        )
+        .bind(id.as_str())
+        .bind(subject)
+        .fetch_one(&mut read)
+        .await
+        .map_err(database("find the latest run"))?;
+        Fields::new("schedule_run", &row).optional_time("due_at")
+    }
+
     /// The runs that were cut off: not ended, and their process, of this host, is gone.
     pub async fn dead_runs(&self) -> Result<Vec<ScheduleRun>> {
         let mut read = self.read().await?;

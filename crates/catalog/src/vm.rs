@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::disk::{self, Disk, InspectedDisk};
 use crate::error::{Error, Result, database};
-use crate::id::VmId;
+use crate::id::{NodeId, VmId};
 use crate::job;
 use crate::open::Catalog;
 use crate::row::{Fields, stored_count};
@@ -71,6 +71,9 @@ pub struct Vm {
     pub role: VmRole,
     /// The guest of a twin, as long as the catalog holds it.
     pub twin_of: Option<VmId>,
+    /// The node of a cluster that it is on; none: the catalog is of one host, or it is on no node.
+    #[serde(rename = "node_id", default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
     /// Whether it runs, as far as we know.
     pub state: VmState,
     /// True from before we pause it until it was resumed.
@@ -105,6 +108,8 @@ pub struct NewVm {
     pub role: VmRole,
     /// The guest of a twin.
     pub twin_of: Option<VmId>,
+    /// The node of a cluster that it is on.
+    pub node: Option<NodeId>,
 }
 
 /// What an inspection of a VM found.
@@ -173,7 +178,7 @@ impl Catalog {
         let mut write = self.write().await?;
         let inserted = query(
             "INSERT INTO vm (id, name, connection_kind, connection_address, role, twin_of, state, \
-             resume_flag, added_at) VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, $8)",
+             resume_flag, added_at, node) VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, $8, $9)",
         )
         .bind(id.as_str())
         .bind(&new.name)
@@ -183,6 +188,7 @@ impl Catalog {
         .bind(new.twin_of.as_ref().map(VmId::as_str))
         .bind(VmState::Unknown.as_str())
         .bind(timestamp::to_text(timestamp::now()))
+        .bind(new.node.as_ref().map(NodeId::as_str))
         .execute(&mut write)
         .await;
         match inserted {
@@ -278,6 +284,31 @@ impl Catalog {
         self.commit(write).await
     }
 
+    /// Records on which node of the cluster a VM is from now on.
+    pub async fn set_node(&self, id: &VmId, node: Option<&NodeId>) -> Result<()> {
+        let mut write = self.write().await?;
+        lock(&mut write, id).await?;
+        query("UPDATE vm SET node = $2 WHERE id = $1")
+            .bind(id.as_str())
+            .bind(node.map(NodeId::as_str))
+            .execute(&mut write)
+            .await
+            .map_err(database("record a VM's node"))?;
+        self.commit(write).await
+    }
+
+    /// Gives all VMs that are on no node to this one: those of the host whose catalog became the
+    /// cluster's.
+    pub async fn give_vms_to(&self, node: &NodeId) -> Result<()> {
+        let mut write = self.write().await?;
+        query("UPDATE vm SET node = $1 WHERE node IS NULL")
+            .bind(node.as_str())
+            .execute(&mut write)
+            .await
+            .map_err(database("record the node of VMs"))?;
+        self.commit(write).await
+    }
+
     /// Gives a VM another name. [`Error::Exists`] if it is taken.
     pub async fn rename_vm(&self, id: &VmId, name: &str) -> Result<()> {
         check_name(name)?;
@@ -340,6 +371,7 @@ fn from_row(row: &Row) -> Result<Vm> {
         },
         role: fields.parse("role")?,
         twin_of: fields.optional_parse("twin_of")?,
+        node: fields.optional_parse("node")?,
         state: fields.parse("state")?,
         resume_flag: fields.flag("resume_flag")?,
         memory_bytes: fields.optional_count("memory_bytes")?,

@@ -7,10 +7,11 @@
 
 mod common;
 
-use common::fresh;
+use common::{backup, fresh, guest};
+use serde_json::json;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
-use vmtwin_catalog::{CertificateState, Error, NewNode, NodeId};
+use vmtwin_catalog::{CertificateState, Error, JobState, NewNode, NewVm, NodeId, ProcessIdentity};
 
 fn node(id: &NodeId, name: &str, host: &str, version: &str) -> NewNode {
     NewNode {
@@ -132,4 +133,105 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     let state = catalog.certificate("c1").await.unwrap();
     assert_eq!(state, CertificateState::Revoked);
     catalog.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_is_on_a_node_until_that_is_removed() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    let (one, two) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    for (id, name) in [(&one, "n1"), (&two, "n2")] {
+        catalog.join_node(&node(id, name, name, "1")).await.unwrap();
+    }
+    let early = catalog.add_vm(guest("early")).await.unwrap();
+    let there = NewVm {
+        node: Some(two.clone()),
+        ..guest("there")
+    };
+    let there = catalog.add_vm(there).await.unwrap();
+    catalog.give_vms_to(&one).await.unwrap();
+    let on = async |vm| catalog.vm(vm).await.unwrap().node;
+    assert_eq!(
+        (on(&early).await, on(&there).await),
+        (Some(one.clone()), Some(two.clone()))
+    );
+    catalog.set_node(&there, Some(&one)).await.unwrap();
+    assert_eq!(on(&there).await, Some(one.clone()));
+    catalog.set_node(&there, Some(&two)).await.unwrap();
+    catalog.remove_node(&two).await.unwrap();
+    assert_eq!((on(&early).await, on(&there).await), (Some(one), None));
+}
+
+/// Only a guest that is elsewhere by now, and only once its old node is silent for the lease.
+#[tokio::test]
+async fn a_silent_nodes_job_lets_a_guest_go_that_is_on_another_node() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    let own = ProcessIdentity::of_self().unwrap();
+    let (here, far) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    catalog
+        .join_node(&node(&here, "here", &own.host, "1"))
+        .await
+        .unwrap();
+    catalog
+        .join_node(&node(&far, "far", "far.example", "1"))
+        .await
+        .unwrap();
+    let vm = NewVm {
+        node: Some(far.clone()),
+        ..guest("web")
+    };
+    let vm = catalog.add_vm(vm).await.unwrap();
+    let theirs = ProcessIdentity {
+        host: "far.example".to_owned(),
+        ..own
+    };
+    let cut_off = catalog.start_job_as(backup(&vm), &theirs).await.unwrap();
+    catalog
+        .register_step(&cut_off, "pause", &json!({"undo": "resume"}))
+        .await
+        .unwrap();
+    let refused = async || {
+        let tried = catalog.start_job(backup(&vm)).await;
+        assert!(
+            matches!(&tried, Err(Error::Busy { host, .. }) if host == "far.example"),
+            "{tried:?}"
+        );
+    };
+
+    refused().await;
+    assert_eq!(catalog.lease().await.unwrap().as_secs(), 600);
+    // The guest is here, but the node was heard of a moment ago.
+    catalog.set_node(&vm, Some(&here)).await.unwrap();
+    refused().await;
+    catalog.set_setting("cluster.lease-s", "1").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    // It is silent, but the guest may run there still; then it is heard of again.
+    catalog.set_node(&vm, Some(&far)).await.unwrap();
+    refused().await;
+    catalog.set_node(&vm, None).await.unwrap();
+    refused().await;
+    catalog.set_node(&vm, Some(&here)).await.unwrap();
+    catalog.set_setting("cluster.lease-s", "30").await.unwrap();
+    catalog.touch_node(&far).await.unwrap();
+    refused().await;
+
+    catalog.set_setting("cluster.lease-s", "1").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    catalog.start_job(backup(&vm)).await.unwrap();
+    // Here nobody recovers it; its journal waits for its host.
+    assert!(catalog.dead_jobs().await.unwrap().is_empty());
+    assert_eq!(
+        catalog.job(&cut_off).await.unwrap().state,
+        JobState::Running
+    );
+    assert_eq!(catalog.open_steps(&cut_off).await.unwrap().len(), 1);
+
+    catalog
+        .set_setting("cluster.lease-s", "soon")
+        .await
+        .unwrap();
+    assert!(matches!(catalog.lease().await, Err(Error::Damaged { .. })));
 }

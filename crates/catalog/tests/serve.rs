@@ -182,6 +182,7 @@ async fn histories_are_summed_up() {
         connection,
         role: VmRole::Guest,
         twin_of: None,
+        node: None,
     };
     catalog.add_vm(vm).await.unwrap();
     let begin = datetime!(2026-11-01 12:00 UTC);

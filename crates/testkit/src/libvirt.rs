@@ -228,6 +228,12 @@ fn prepare_folder(folder: &Path) {
     }
     let configuration = "security_driver = \"none\"\ncgroup_controllers = [ ]\n";
     std::fs::write(folder.join("etc/qemu.conf"), configuration).unwrap();
+    // Hosts of one machine would be one to a migration.
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+    let daemon = folder.join("etc/libvirtd.conf");
+    let before = std::fs::read_to_string(&daemon).unwrap_or_default();
+    let with_uuid = format!("{before}\nhost_uuid = \"{}\"\n", uuid.trim());
+    std::fs::write(daemon, with_uuid).unwrap();
     std::fs::create_dir(folder.join("files")).unwrap();
     let open = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(folder, open).unwrap();

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm, VmRole};
+use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm, VmId, VmRole};
 use vmtwin_hypervisor::process::with_argument;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::undo::{Undo, sweep};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, job_tag};
+use crate::cluster::place::{Here, Place};
 use crate::failpoint;
 use crate::libvirt::monitor_of;
 
@@ -92,7 +93,8 @@ fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
     undo.apply()?;
     failpoint::pass(&format!("recovered {}", step.name))?;
     match (&undo, &job.vm_id) {
-        (Undo::Resume { .. }, Some(vm)) => {
+        // The flag of a guest that moved meanwhile may be another node's by now.
+        (Undo::Resume { .. }, Some(vm)) if is_here(cx, vm)? => {
             cx.db.run(async |c| c.record_resume(vm, step.id).await)?;
         }
         _ => cx.db.run(async |c| c.mark_undone(step.id).await)?,
@@ -100,12 +102,22 @@ fn undo_step(cx: &Cx<'_>, job: &Job, step: &Step) -> Result<String> {
     Ok(undo.describe())
 }
 
+fn is_here(cx: &Cx<'_>, vm: &VmId) -> Result<bool> {
+    let vm = cx.db.run(async |c| c.vm(vm).await)?;
+    let place = Here::of(cx.home, cx.db)?.place(&vm);
+    Ok(matches!(place, Place::Here | Place::Nowhere))
+}
+
 /// The whole recovery, by hand.
 pub(crate) fn run(cx: &Cx<'_>) -> Result<RecoverReport> {
     let mut report = undo_dead_jobs(cx)?;
     let live = live_jobs(cx)?;
     drop_twin_rows(cx, &live, &mut report)?;
+    let here = Here::of(cx.home, cx.db)?;
     for vm in cx.db.run(async |c| c.vms().await)? {
+        if here.place(&vm) != Place::Here {
+            continue;
+        }
         let held = live.iter().any(|j| j.vm_id.as_ref() == Some(&vm.id));
         if !held && vm.role == VmRole::Guest {
             sweep_guest(&vm, &mut report);
@@ -119,9 +131,11 @@ pub(crate) fn run(cx: &Cx<'_>) -> Result<RecoverReport> {
 /// Rows of twins that are gone, and that no live job is about to start.
 fn drop_twin_rows(cx: &Cx<'_>, live: &[Job], report: &mut RecoverReport) -> Result<()> {
     let held = |vm: &Vm| live.iter().any(|job| job.vm_id == vm.twin_of);
+    let here = Here::of(cx.home, cx.db)?;
+    let ours = |vm: &Vm| matches!(here.place(vm), Place::Here | Place::Nowhere);
     for vm in cx.db.run(async |c| c.vms().await)? {
         let socket = Path::new(&vm.connection.address);
-        if vm.role == VmRole::Twin && !held(&vm) && with_argument(socket).is_empty() {
+        if vm.role == VmRole::Twin && ours(&vm) && !held(&vm) && with_argument(socket).is_empty() {
             cx.db.run(async |c| c.remove_vm(&vm.id).await)?;
             report
                 .undone

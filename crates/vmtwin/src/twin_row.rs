@@ -53,6 +53,7 @@ impl<'a> TwinRow<'a> {
             connection: twin.connection.clone(),
             role: VmRole::Twin,
             twin_of: Some(guest.id.clone()),
+            node: guest.node.clone(),
         };
         let id = db.run(async |c| c.add_vm(new).await)?;
         let row = TwinRow { db, id };

@@ -61,6 +61,7 @@ pub(crate) fn guest(name: &str) -> NewVm {
         },
         role: VmRole::Guest,
         twin_of: None,
+        node: None,
     }
 }
 

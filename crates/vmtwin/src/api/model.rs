@@ -292,6 +292,8 @@ pub(super) struct DiskView {
 pub(super) struct Guest {
     pub(super) id: String,
     pub(super) name: String,
+    /// The node that it is on, in a cluster.
+    pub(super) node: Option<String>,
     /// running, stopped, paused or unknown.
     pub(super) state: String,
     pub(super) connection: ConnectionView,
@@ -347,7 +349,7 @@ pub(super) struct ScheduleView {
     pub(super) when: String,
     /// What of, in words.
     pub(super) what: String,
-    /// The host that follows it.
+    /// The host that follows it, or `every node`.
     pub(super) host: String,
     pub(super) spec: Value,
     /// The next due times, RFC 3339.

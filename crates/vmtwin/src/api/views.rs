@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use utoipa::IntoParams;
-use vmtwin_catalog::{Cursor, Job, JobState, Scope, Snapshot, SnapshotSummary, Vm, VmRole};
+use vmtwin_catalog::{Cursor, Job, JobState, NodeId, Scope, Snapshot, SnapshotSummary, Vm, VmRole};
 use vmtwin_server::Problem;
 
 use super::access::{Caller, Named, Params};
@@ -68,6 +68,7 @@ struct Known {
     trends: HashMap<String, Vec<SnapshotSummary>>,
     jobs: HashMap<String, Job>,
     schedules: Vec<Followed>,
+    nodes: HashMap<NodeId, String>,
 }
 
 impl Known {
@@ -85,8 +86,10 @@ impl Known {
         let jobs = api.db.run(async |c| c.latest_backups().await)?;
         let by_vm = |job: Job| Some((job.vm_id.as_ref()?.to_string(), job));
         let schedules = api.db.run(async |c| c.schedules().await)?;
+        let nodes = api.db.run(async |c| c.nodes().await)?;
         Ok(Known {
             now,
+            nodes: nodes.into_iter().map(|node| (node.id, node.name)).collect(),
             latest: latest
                 .into_iter()
                 .map(|snapshot| (snapshot.vm_name.clone(), snapshot))
@@ -114,6 +117,7 @@ impl Known {
         Guest {
             id: vm.id.to_string(),
             name: vm.name.clone(),
+            node: vm.node.as_ref().and_then(|id| self.nodes.get(id)).cloned(),
             state: vm.state.to_string(),
             connection: ConnectionView {
                 kind: vm.connection.kind.to_string(),
@@ -329,7 +333,7 @@ fn view(
     Ok(ScheduleView {
         when: words::when(&spec),
         what: words::guests(&spec),
-        host: spec.host.clone(),
+        host: words::follower(&spec),
         next: words::next_due(&spec, schedule.created_at, DUE)?,
         name: schedule.name,
         enabled: schedule.enabled,

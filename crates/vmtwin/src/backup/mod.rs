@@ -44,6 +44,7 @@ use self::disks::Sink;
 use self::explain::explain;
 use crate::cancel::Cancel;
 use crate::cli::{BackupArgs, CaptureArgs, Consistency, Fallback, Order};
+use crate::cluster::place::Here;
 use crate::content::{CONTENT_FORMAT, Content, ContentDisk, ContentMemory};
 use crate::db::Db;
 use crate::home::Home;
@@ -587,6 +588,11 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
 
 /// Recovers first, then backs up.
 pub(crate) fn recover_and_run(cx: &Cx<'_>, args: &BackupArgs) -> Result<Vec<BackupReport>> {
+    let here = Here::of(cx.home, cx.db)?;
+    for name in &args.vms {
+        let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+        here.refuse_elsewhere(&vm, "backup")?;
+    }
     recover::dead_jobs(cx)?;
     run(cx, args)
 }

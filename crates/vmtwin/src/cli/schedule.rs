@@ -53,8 +53,10 @@ const ADD_HELP: &str = "Examples:
   vmtwin schedule add nodes --every 1d --cluster --output /backup/cluster --keep-last 14
   vmtwin schedule add weekly --on 'Sun 04:00 Europe/Berlin' --all --order random --jitter 20m --window 4h
 
---on takes systemd's calendar expressions (man systemd.time). A schedule is followed on the host it was
-made on, by `vmtwin serve`. What was due while nothing followed is done once, as soon as
+--on takes systemd's calendar expressions (man systemd.time). A schedule is followed by `vmtwin serve`, on
+the host it was made on; in a cluster on every node, which backs up the guests that are on it at that
+time, --parallel of them at once on each node, and one node applies the --keep rules once after all.
+--this-host makes one of this node alone. What was due while nothing followed is done once, as soon as
 something does, unless --no-catch-up; what could not begin within --window is noted as missed.";
 
 #[derive(Debug, Args)]
@@ -82,6 +84,9 @@ pub(crate) struct ScheduleAddArgs {
     /// Folder for backups of the cluster [default: the home folder's]
     #[arg(long, value_name = "DIR", requires = "cluster")]
     pub(crate) output: Option<PathBuf>,
+    /// In a cluster: follow it on this host alone, for guests that are on it
+    #[arg(long)]
+    pub(crate) this_host: bool,
     /// Promise that each backup keeps, or fails
     #[arg(long, value_enum, default_value = "application")]
     pub(crate) consistency: Consistency,
@@ -97,7 +102,7 @@ pub(crate) struct ScheduleAddArgs {
     /// Begin up to this much later, another time each time: 10m
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) jitter: Option<u64>,
-    /// Guests that are backed up at once
+    /// Guests that are backed up at once, on each node
     #[arg(long, value_name = "N", default_value = "1",
         value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) parallel: u32,

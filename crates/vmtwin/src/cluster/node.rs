@@ -12,6 +12,7 @@ use vmtwin_cluster::{NodeDocument, NodeName};
 use super::{libvirt, membership};
 use crate::db::Db;
 use crate::home::{Home, write_private};
+use crate::libvirt::table;
 
 /// `node.json` in the home folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +75,14 @@ pub(super) fn host_name() -> Result<String> {
 pub(crate) fn create(home: &Home, name: &str, node: Option<&NodeName>) -> Result<Cluster> {
     let db = Db::open(home)?;
     let cluster = db.run(async |catalog| catalog.create_cluster(name).await)?;
+    let is_new = Identity::of(home)?.is_none();
     register(home, &db, node)?;
+    if is_new {
+        // What this host had is this node's.
+        let identity = Identity::required(home)?;
+        db.run(async |catalog| catalog.give_vms_to(&identity.id).await)?;
+        table::keep_followed(&db, &identity.id)?;
+    }
     membership::found(home, &db, &cluster)?;
     Ok(cluster)
 }

@@ -8,6 +8,7 @@ use vmtwin_catalog::{RunOutcome, Schedule, ScheduleRun, VmRole};
 
 use crate::backup::Cx;
 use crate::cli::{ScheduleAddArgs, ScheduleCommand};
+use crate::cluster::Identity;
 use crate::task::Runner;
 use crate::timer::{self, Done, Spec, When};
 use crate::ui::table;
@@ -64,7 +65,16 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
             bail!("there is no guest {name}; see: vmtwin vm list");
         }
     }
-    let spec = Spec::new(args, &timer::host()?)?;
+    let is_node = Identity::of(cx.home)?.is_some();
+    let host = match is_node && !args.this_host {
+        true => None,
+        false => Some(timer::host()?),
+    };
+    let follower = match host {
+        None => "the nodes follow their",
+        Some(_) => "this host follows its",
+    };
+    let spec = Spec::new(args, host)?;
     if args.prune && !spec.keep.forgets() {
         bail!("--prune frees what rules forget: give some, such as --keep-daily 7");
     }
@@ -78,7 +88,7 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
     cx.ui.result(&shown, || {
         let next = shown.next.first().map_or("never", String::as_str);
         format!(
-            "{}: next due {next}, if this host follows its schedules (vmtwin serve)",
+            "{}: next due {next}, if {follower} schedules (vmtwin serve)",
             args.name
         )
     })
@@ -141,7 +151,11 @@ fn show(cx: &Cx<'_>, name: &str) -> Result<()> {
     cx.ui.result(&shown, || {
         let mut lines = vec![
             format!("{name}: {}, {}", when(&shown.spec), guests(&shown.spec)),
-            format!("  on host {}", shown.spec.host),
+            match &shown.spec.host {
+                Some(host) => format!("  on host {host}"),
+                None if shown.spec.cluster.is_some() => "  on one node of the cluster".to_owned(),
+                None => "  on every node of the cluster, each for its own guests".to_owned(),
+            },
         ];
         if !shown.enabled {
             lines.push("  disabled".to_owned());
@@ -171,7 +185,14 @@ fn enable(cx: &Cx<'_>, name: &str, enabled: bool) -> Result<()> {
 }
 
 fn run_now(cx: &Cx<'_>, name: &str) -> Result<i32> {
-    let done = timer::run_now(cx, &find(cx, name)?)?;
+    let schedule = find(cx, name)?;
+    let spec = Spec::of(&schedule)?;
+    let is_of_all = spec.host.is_none() && spec.cluster.is_none();
+    if is_of_all && Identity::of(cx.home)?.is_some() {
+        cx.ui
+            .note("this is for what is on this node; run it on the others for theirs");
+    }
+    let done = timer::run_now(cx, &schedule)?;
     cx.ui.result(&done, || {
         let line = |one: &Done| {
             let note = one.note.as_deref().unwrap_or_default();
@@ -232,6 +253,11 @@ pub(crate) fn when(spec: &Spec) -> String {
             s => format!("every {s} s"),
         },
     }
+}
+
+/// Who follows it, in words.
+pub(crate) fn follower(spec: &Spec) -> String {
+    spec.host.clone().unwrap_or_else(|| "every node".to_owned())
 }
 
 /// Of what, in words.

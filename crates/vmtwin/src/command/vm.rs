@@ -11,6 +11,7 @@ use vmtwin_hypervisor::qmp::{Qmp, QmpError};
 
 use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
 use crate::cli::VmCommand;
+use crate::cluster::place::{Here, Place};
 use crate::libvirt::{monitor_of, table};
 use crate::twin_args::{Settings, TwinArgs};
 use crate::ui::{bytes, table as in_columns};
@@ -20,6 +21,9 @@ use crate::ui::{bytes, table as in_columns};
 struct Row {
     #[serde(flatten)]
     vm: Vm,
+    /// The name of its node, in a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     /// Why QEMU could not be asked just now; the rest is what was last known.
     #[serde(skip_serializing_if = "Option::is_none")]
     unreachable: Option<String>,
@@ -30,8 +34,8 @@ pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
         VmCommand::Add { name, qmp, libvirt } => match (name, qmp, libvirt) {
             (Some(name), Some(qmp), None) => add(cx, name, qmp),
             (Some(name), None, Some(uri)) => {
-                table::add_one(cx, uri, name)?;
-                show(cx, name)
+                let name = table::add_one(cx, uri, name)?;
+                show(cx, &name)
             }
             (None, None, Some(uri)) => {
                 table::add_all(cx, uri)?;
@@ -65,22 +69,29 @@ fn add(cx: &Cx<'_>, name: &str, socket: &Path) -> Result<()> {
         kind: ConnectionKind::Qmp,
         address: socket.display().to_string(),
     };
+    let here = Here::of(cx.home, cx.db)?;
     let new = NewVm {
         id: None,
         name: name.to_owned(),
         connection: connection.clone(),
         role: VmRole::Guest,
         twin_of: None,
+        node: here.node().cloned(),
     };
     match cx.db.run(async |c| c.add_vm(new).await) {
         Ok(_) => {}
-        Err(vmtwin_catalog::Error::Exists { .. })
-            if cx.db.run(async |c| c.vm_by_name(name).await)?.connection == connection => {}
+        Err(vmtwin_catalog::Error::Exists { .. }) if is_added(cx, &here, name, &connection)? => {}
         Err(error) => return Err(error.into()),
     }
     let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
     update_table(cx.db, &vm, &machine)?;
     show(cx, name)
+}
+
+/// Whether it is in the table already, as this guest of this host.
+fn is_added(cx: &Cx<'_>, here: &Here, name: &str, connection: &Connection) -> Result<bool> {
+    let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
+    Ok(vm.connection == *connection && here.place(&vm) == Place::Here)
 }
 
 fn remove_all(cx: &Cx<'_>, uri: &str) -> Result<()> {
@@ -136,9 +147,11 @@ fn set(cx: &Cx<'_>, name: &str, clear: bool, also: &[String], twin: &TwinArgs) -
 
 fn list(cx: &Cx<'_>) -> Result<()> {
     let mut rows = Vec::new();
+    let here = Here::of(cx.home, cx.db)?;
     for vm in cx.db.run(async |c| c.vms().await)? {
-        rows.push(refresh(cx, vm)?);
+        rows.push(refresh(cx, &here, vm)?);
     }
+    let in_cluster = here.node().is_some();
     cx.ui.result(&rows, || {
         if rows.is_empty() {
             return "no guests yet; add them: vmtwin vm add --libvirt qemu:///system, or \
@@ -149,20 +162,25 @@ fn list(cx: &Cx<'_>) -> Result<()> {
             .iter()
             .map(|r| {
                 let included = r.vm.disks.iter().filter(|d| d.found.included);
-                vec![
+                let mut cells = vec![
                     r.vm.name.clone(),
                     state_text(r),
                     r.vm.memory_bytes.map_or("-".into(), bytes),
                     included.clone().count().to_string(),
                     bytes(included.map(|d| d.found.size_bytes).sum()),
                     r.vm.connection.address.clone(),
-                ]
+                ];
+                if in_cluster {
+                    cells.insert(1, r.node.clone().unwrap_or("-".into()));
+                }
+                cells
             })
             .collect();
-        in_columns(
-            &["NAME", "STATE", "MEMORY", "DISKS", "SIZE", "CONNECTION"],
-            &cells,
-        )
+        let mut heads = vec!["NAME", "STATE", "MEMORY", "DISKS", "SIZE", "CONNECTION"];
+        if in_cluster {
+            heads.insert(1, "NODE");
+        }
+        in_columns(&heads, &cells)
     })
 }
 
@@ -178,13 +196,20 @@ fn state_text(row: &Row) -> String {
     }
 }
 
-/// Asks QEMU; what is gone is stopped, what is busy keeps what was last known.
-fn refresh(cx: &Cx<'_>, vm: Vm) -> Result<Row> {
-    if vm.role == VmRole::Twin {
-        // Whoever made it holds its monitor.
+/// Asks QEMU; what is gone is stopped, what is busy keeps what was last known, as do guests of other
+/// nodes.
+fn refresh(cx: &Cx<'_>, here: &Here, vm: Vm) -> Result<Row> {
+    let node = here.node_name(&vm).map(str::to_owned);
+    // Whoever made a twin holds its monitor.
+    if vm.role == VmRole::Twin || here.place(&vm) != Place::Here {
+        let unreachable = match here.place(&vm) {
+            Place::Silent(node) => Some(format!("nothing is heard of {node}")),
+            _ => None,
+        };
         return Ok(Row {
             vm,
-            unreachable: None,
+            node,
+            unreachable,
         });
     }
     let asked = Qmp::connect(&monitor_of(&vm), CONNECT_TIMEOUT)
@@ -209,12 +234,16 @@ fn refresh(cx: &Cx<'_>, vm: Vm) -> Result<Row> {
         }
     };
     let vm = cx.db.run(async |c| c.vm(&vm.id).await)?;
-    Ok(Row { vm, unreachable })
+    Ok(Row {
+        vm,
+        node,
+        unreachable,
+    })
 }
 
 fn show(cx: &Cx<'_>, name: &str) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
-    let row = refresh(cx, vm)?;
+    let row = refresh(cx, &Here::of(cx.home, cx.db)?, vm)?;
     let machine: Option<Machine> = row
         .vm
         .machine
@@ -237,6 +266,9 @@ fn text(row: &Row, machine: Option<&Machine>) -> String {
             vm.memory_bytes.map_or("-".into(), bytes)
         ),
     ];
+    if let Some(node) = &row.node {
+        lines.insert(2, format!("  node        {node}"));
+    }
     if let Some(settings) = &vm.settings {
         lines.push(format!("  settings    {settings}"));
     }

@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{RunOutcome, Schedule, ScheduleRun, Situation, Vm, VmRole};
 
 use crate::backup::Cx;
+use crate::cluster::Identity;
 use crate::timer::{self, ALL, Spec as ScheduleSpec};
 use decide::{Happened, Occasion, decide};
 
@@ -84,7 +85,8 @@ pub(crate) fn sweep(cx: &Cx<'_>, host: &str) -> Result<()> {
         let Some(schedule) = schedules.iter().find(|one| one.id == id) else {
             continue;
         };
-        if ScheduleSpec::of(schedule).is_ok_and(|spec| spec.host == host) {
+        let is_node = Identity::of(cx.home)?.is_some();
+        if ScheduleSpec::of(schedule).is_ok_and(|spec| spec.is_followed_by(host, is_node)) {
             tell_run(cx, schedule, due_at)?;
         }
     }

@@ -26,6 +26,7 @@ use crate::backup::{
     BackupReport, CONNECT_TIMEOUT, Cx, capture_options, end_job, job_tag, make_dir, update_table,
 };
 use crate::cli::TwinStartArgs;
+use crate::cluster::place::Here;
 use crate::failpoint;
 use crate::journal::JobJournal;
 use crate::libvirt::{monitor_of, refuse_while_busy};
@@ -46,6 +47,7 @@ const STILL_RUNS: &str = "the guest still runs, and would be killed by a promoti
 /// Keeps a standby until it is promoted or removed.
 pub(super) fn run(cx: &Cx<'_>, args: &TwinStartArgs, name: &str, dir: &Path) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(&args.vm).await)?;
+    Here::of(cx.home, cx.db)?.refuse_elsewhere(&vm, "twin start")?;
     let mut qmp = Qmp::connect(&monitor_of(&vm), CONNECT_TIMEOUT)?;
     refuse_while_busy(&mut qmp, &vm)?;
     let mut machine = inspect(&mut qmp)?;

@@ -9,10 +9,15 @@
 //! is the claim. So a restart, a clock that is set, and a second timer do nothing twice, and of what
 //! was due while nobody looked the latest is done once.
 //!
+//! A schedule of a cluster is followed by every node, each for the guests that are on it when the time
+//! comes: the node's part is a row too. What comes after all parts is done once, by the node that
+//! comes first (`nodes.rs`).
+//!
 //! Backups run as processes of their own: they take their memory with them, and one that dies takes
 //! nothing else down.
 
 mod chores;
+mod nodes;
 mod spec;
 mod work;
 
@@ -27,6 +32,7 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{ProcessIdentity, RunOutcome, Schedule};
 
 use crate::backup::Cx;
+use crate::cluster::place::Here;
 use crate::task::Runner;
 use crate::{notify, recover};
 
@@ -79,12 +85,14 @@ pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> R
         scope.spawn(|| notify::follow(cx, &ended));
         scope.spawn(|| chores::follow(cx, runner, &ended));
         let mut looked: Option<Instant> = None;
+        let mut beaten: Option<Instant> = None;
         while !cx.cancel.is_set() && !over() {
             if looked.is_some_and(|at| at.elapsed() < REST) {
                 thread::sleep(POLL);
                 continue;
             }
             looked = Some(Instant::now());
+            nodes::beat(cx, &mut beaten);
             let due = due_now(cx, &host).unwrap_or_else(|error| {
                 cx.ui
                     .note(&format!("the schedules cannot be read: {error:#}"));
@@ -111,9 +119,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is due of a schedule.
+enum Part {
+    /// Its guests, as far as they are on this host.
+    Guests,
+    /// What comes after the parts of all nodes.
+    AfterAll,
+}
+
 /// A schedule that is due.
 struct Due {
     schedule: Schedule,
+    part: Part,
     spec: Spec,
     at: OffsetDateTime,
     /// With its jitter.
@@ -124,8 +141,9 @@ struct Due {
 fn due_now(cx: &Cx<'_>, host: &str) -> Result<Vec<Due>> {
     let now = OffsetDateTime::now_utc();
     let mut all = Vec::new();
+    let here = Here::of(cx.home, cx.db)?;
     for schedule in cx.db.run(async |c| c.schedules().await)? {
-        match due_of(cx, schedule, host, now) {
+        match due_of(cx, &here, schedule, (host, now)) {
             Ok(due) => all.extend(due),
             Err(error) => cx.ui.note(&format!("warning: {error:#}")),
         }
@@ -133,9 +151,14 @@ fn due_now(cx: &Cx<'_>, host: &str) -> Result<Vec<Due>> {
     Ok(all)
 }
 
-fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> Result<Option<Due>> {
+fn due_of(
+    cx: &Cx<'_>,
+    here: &Here,
+    schedule: Schedule,
+    (host, now): (&str, OffsetDateTime),
+) -> Result<Option<Due>> {
     let spec = Spec::of(&schedule)?;
-    if !schedule.enabled || spec.host != host {
+    if !schedule.enabled || !spec.is_followed_by(host, here.node().is_some()) {
         return Ok(None);
     }
     let Some(at) = spec.latest_due(schedule.created_at, now)? else {
@@ -145,28 +168,59 @@ fn due_of(cx: &Cx<'_>, schedule: Schedule, host: &str, now: OffsetDateTime) -> R
     if begins > now {
         return Ok(None);
     }
-    let runs = cx.db.run(async |c| c.runs(&schedule.id, 1).await)?;
-    // Rows keep microseconds, due times have none.
-    if runs.first().is_some_and(|run| run.due_at >= at) {
-        return Ok(None);
+    let node = here.own().filter(|_| spec.is_of_all_nodes());
+    if node.is_some_and(|node| node.joined_at > at) {
+        return Ok(None); // it was none of the cluster's then
     }
-    if spec.is_over(begins, now) {
-        let id = &schedule.id;
-        if cx.db.run(async |c| c.claim_run(id, at, ALL).await)? {
-            let (outcome, note) = (RunOutcome::Missed, Some("nothing followed it in time"));
-            let db = cx.db;
-            db.run(async |c| c.finish_run(id, at, ALL, outcome, note).await)?;
-            cx.ui.note(&format!("{}: missed", schedule.name));
-            notify::after_run(cx, &schedule, at);
-        }
-        return Ok(None);
-    }
-    Ok(Some(Due {
+    let subject = node.map(|node| nodes::subject(&node.name));
+    let mut due = Due {
         schedule,
+        part: Part::Guests,
         spec,
         at,
         begins,
-    }))
+    };
+    let begun = latest_begun(cx, &due, subject.as_deref())?;
+    // First what ended: the last node to end its part finds all others' ended, also where the next
+    // due time has come meanwhile.
+    if let (Some(_), Some(before)) = (&subject, begun)
+        && nodes::are_all_done(cx, here, &due.schedule, before)?
+    {
+        (due.part, due.at) = (Part::AfterAll, before);
+        return Ok(Some(due));
+    }
+    // Rows keep microseconds, due times have none.
+    if begun.is_some_and(|begun| begun >= at) {
+        return Ok(None);
+    }
+    if due.spec.is_over(begins, now) {
+        miss(cx, &due, subject.as_deref().unwrap_or(ALL))?;
+        return Ok(None);
+    }
+    Ok(Some(due))
+}
+
+/// The latest due time that was begun, or of which the node's part was.
+fn latest_begun(cx: &Cx<'_>, due: &Due, subject: Option<&str>) -> Result<Option<OffsetDateTime>> {
+    let id = &due.schedule.id;
+    Ok(match subject {
+        Some(subject) => cx.db.run(async |c| c.latest_due(id, subject).await)?,
+        None => {
+            let runs = cx.db.run(async |c| c.runs(id, 1).await)?;
+            runs.first().map(|run| run.due_at)
+        }
+    })
+}
+
+fn miss(cx: &Cx<'_>, due: &Due, subject: &str) -> Result<()> {
+    let (db, id, at) = (cx.db, &due.schedule.id, due.at);
+    if db.run(async |c| c.claim_run(id, at, subject).await)? {
+        let (outcome, note) = (RunOutcome::Missed, Some("nothing followed it in time"));
+        db.run(async |c| c.finish_run(id, at, subject, outcome, note).await)?;
+        cx.ui.note(&format!("{}: missed", due.schedule.name));
+        notify::after_run(cx, &due.schedule, at);
+    }
+    Ok(())
 }
 
 /// Runs whose process is gone did not end by themselves.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use vmtwin_calendar::Calendar;
-use vmtwin_catalog::Schedule;
+use vmtwin_catalog::{Schedule, Vm, VmRole};
 
 use crate::cli::{Consistency, Fallback, Order, ScheduleAddArgs};
 
@@ -20,8 +20,9 @@ pub(super) const GRACE_S: i64 = 120;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Spec {
     pub(crate) when: When,
-    /// The host that follows it.
-    pub(crate) host: String,
+    /// The host that follows it; none: every node of the cluster, each for its own guests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<String>,
     /// Guests by name; none: all.
     pub(crate) vms: Option<Vec<String>>,
     pub(crate) consistency: Consistency,
@@ -93,8 +94,8 @@ impl Keep {
 }
 
 impl Spec {
-    /// As a command line says it, for this host.
-    pub(crate) fn new(args: &ScheduleAddArgs, host: &str) -> Result<Spec> {
+    /// As a command line says it, for this host or for the whole cluster.
+    pub(crate) fn new(args: &ScheduleAddArgs, host: Option<String>) -> Result<Spec> {
         let when = match (&args.on, args.every) {
             (Some(calendar), _) => When::On(calendar.to_string()),
             (None, Some(seconds)) => When::EveryS(seconds),
@@ -102,7 +103,7 @@ impl Spec {
         };
         Ok(Spec {
             when,
-            host: host.to_owned(),
+            host,
             vms: (!args.all).then(|| args.vms.clone()),
             consistency: args.consistency,
             or_crash: args.or == Some(Fallback::Crash),
@@ -201,9 +202,26 @@ impl Spec {
     pub(crate) fn begins(&self, name: &str, due: OffsetDateTime) -> OffsetDateTime {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
-        (name, &self.host, due.unix_timestamp()).hash(&mut hasher);
+        let host = self.host.as_deref().unwrap_or_default();
+        (name, host, due.unix_timestamp()).hash(&mut hasher);
         let later = hasher.finish() % (self.jitter_s + 1);
         due + std::time::Duration::from_secs(later)
+    }
+
+    /// Whether this host follows it.
+    pub(crate) fn is_followed_by(&self, host: &str, is_node: bool) -> bool {
+        self.host.as_deref().map_or(is_node, |own| own == host)
+    }
+
+    /// Whether all nodes work on it, each on its part.
+    pub(super) fn is_of_all_nodes(&self) -> bool {
+        self.host.is_none() && self.cluster.is_none()
+    }
+
+    /// Whether it is to look after this guest.
+    pub(super) fn wants(&self, vm: &Vm) -> bool {
+        let names = self.vms.as_ref();
+        vm.role == VmRole::Guest && names.is_none_or(|names| names.contains(&vm.name))
     }
 
     /// Whether it is too late to begin what was to begin at `begins`.
@@ -231,7 +249,7 @@ mod tests {
     fn spec(when: When) -> Spec {
         Spec {
             when,
-            host: "h".into(),
+            host: Some("h".into()),
             vms: None,
             consistency: Consistency::Crash,
             or_crash: false,
@@ -313,5 +331,10 @@ mod tests {
         assert_eq!(spec.keep.options(), ["--keep-daily", "7"]);
         let hostile = text.replace("\"host\"", "\"password_command\":\"sh\",\"host\"");
         assert!(serde_json::from_str::<Spec>(&hostile).is_err());
+        assert!(spec.is_followed_by("h", true) && !spec.is_followed_by("i", true));
+        spec.host = None;
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        assert!(spec.is_followed_by("i", true) && !spec.is_followed_by("i", false));
     }
 }

@@ -12,8 +12,9 @@ use time::OffsetDateTime;
 use vmtwin_catalog::{NewTask, RunOutcome, Schedule, TaskState, Vm, VmRole};
 
 use super::spec::{ClusterBackup, Spec};
-use super::{Due, lock};
+use super::{Due, Part, lock, nodes};
 use crate::backup::{Cx, shuffle};
+use crate::cluster::place::{Here, Place};
 use crate::notify;
 use crate::task::{BY_SCHEDULE, Ended, Runner};
 
@@ -38,7 +39,17 @@ pub(crate) struct Done {
 pub(super) fn run(cx: &Cx<'_>, runner: &Runner, due: &Due) {
     let name = &due.schedule.name;
     let begins = Some(due.begins);
-    let ended = all(cx, runner, &due.schedule, &due.spec, due.at, begins);
+    let run = Run {
+        cx,
+        runner,
+        schedule: &due.schedule,
+        spec: &due.spec,
+        at: due.at,
+    };
+    let ended = match due.part {
+        Part::Guests => run.all(begins, true),
+        Part::AfterAll => run.after_all(),
+    };
     notify::after_run(cx, &due.schedule, due.at);
     match ended {
         Ok(done) => {
@@ -57,7 +68,14 @@ pub(crate) fn run_now(cx: &Cx<'_>, schedule: &Schedule) -> Result<Vec<Done>> {
     let spec = Spec::of(schedule)?;
     let runner = Runner::new(cx.home, 1)?;
     let at = OffsetDateTime::now_utc();
-    let ended = all(cx, &runner, schedule, &spec, at, None);
+    let run = Run {
+        cx,
+        runner: &runner,
+        schedule,
+        spec: &spec,
+        at,
+    };
+    let ended = run.all(None, false);
     notify::after_run(cx, schedule, at);
     // Nothing may follow the schedules here, such as where cron does.
     if let Err(error) = notify::deliver_due(cx) {
@@ -66,79 +84,128 @@ pub(crate) fn run_now(cx: &Cx<'_>, schedule: &Schedule) -> Result<Vec<Done>> {
     ended
 }
 
-fn all(
-    cx: &Cx<'_>,
-    runner: &Runner,
-    schedule: &Schedule,
-    spec: &Spec,
-    at: OffsetDateTime,
-    begins: Option<OffsetDateTime>,
-) -> Result<Vec<Done>> {
-    let run = Run {
-        cx,
-        runner,
-        schedule,
-        spec,
-        at,
-    };
-    if let Some(cluster) = &spec.cluster {
-        let done = run.claimed(CLUSTER, CLUSTER, || run.cluster(cluster))?;
-        return Ok(done.into_iter().collect());
-    }
-    crate::libvirt::table::follow(cx)?;
-    let (mut vms, mut done) = run.guests()?;
-    if spec.random_order {
-        shuffle(&mut vms)?;
-    }
-    let names: Vec<String> = vms.iter().map(|vm| vm.name.clone()).collect();
-    let queue = Mutex::new(VecDeque::from(vms));
-    let ended = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..spec.parallel {
-            scope.spawn(|| {
-                while !cx.cancel.is_set() {
-                    let Some(vm) = lock(&queue).pop_front() else {
-                        break;
-                    };
-                    let too_late = begins.is_some_and(|b| spec.is_over_by_window(b));
-                    let one = run.claimed(vm.id.as_str(), &vm.name, || match too_late {
-                        true => Ok((RunOutcome::Missed, Some("the window is over".to_owned()))),
-                        false => run.backup(&vm.name),
-                    });
-                    lock(&ended).extend(one.transpose());
-                }
-            });
-        }
-    });
-    for one in ended.into_inner().unwrap_or_default() {
-        done.push(one?);
-    }
-    if !cx.cancel.is_set() && spec.keep.forgets() {
-        done.extend(run.claimed(RETENTION, RETENTION, || run.retention(&names))?);
-    }
-    Ok(done)
-}
-
-struct Run<'a> {
-    cx: &'a Cx<'a>,
+/// A due time that is worked on.
+pub(super) struct Run<'a> {
+    pub(super) cx: &'a Cx<'a>,
     runner: &'a Runner,
-    schedule: &'a Schedule,
-    spec: &'a Spec,
-    at: OffsetDateTime,
+    pub(super) schedule: &'a Schedule,
+    pub(super) spec: &'a Spec,
+    pub(super) at: OffsetDateTime,
 }
 
 impl Run<'_> {
-    /// The guests, and what is to be said of those that are not there.
-    fn guests(&self) -> Result<(Vec<Vm>, Vec<Done>)> {
+    /// All of it; of a schedule of all nodes only this one's part, where `others_follow` in their own
+    /// time.
+    fn all(&self, begins: Option<OffsetDateTime>, others_follow: bool) -> Result<Vec<Done>> {
+        if let Some(cluster) = &self.spec.cluster {
+            let done = self.claimed(CLUSTER, CLUSTER, || self.cluster(cluster))?;
+            return Ok(done.into_iter().collect());
+        }
+        crate::libvirt::table::follow(self.cx)?;
+        let here = Here::of(self.cx.home, self.cx.db)?;
+        let is_part = others_follow && self.spec.is_of_all_nodes();
+        let Some(node) = here.own().filter(|_| is_part) else {
+            return self.guests_of(&here, begins, true);
+        };
+        let mut done = Vec::new();
+        let subject = nodes::subject(&node.name);
+        let part = self.claimed(&subject, &subject, || {
+            done = self.guests_of(&here, begins, false)?;
+            match self.cx.cancel.is_set() {
+                true => Ok((
+                    RunOutcome::Interrupted,
+                    Some("it was told to end".to_owned()),
+                )),
+                false => Ok((RunOutcome::Done, None)),
+            }
+        })?;
+        // A part that went well is only of use to the other nodes.
+        done.extend(part.filter(|part| part.outcome != RunOutcome::Done));
+        Ok(done)
+    }
+
+    /// What comes after the parts of all nodes.
+    fn after_all(&self) -> Result<Vec<Done>> {
+        let Some(summed) =
+            self.claimed(nodes::AFTER_ALL, nodes::AFTER_ALL, || nodes::sum_up(self))?
+        else {
+            return Ok(Vec::new());
+        };
+        let vms = self.cx.db.run(async |c| c.vms().await)?;
+        let vms = vms.into_iter().filter(|vm| self.spec.wants(vm));
+        let names: Vec<String> = vms.map(|vm| vm.name).collect();
+        let mut done = vec![summed];
+        if !self.cx.cancel.is_set() && self.spec.keep.forgets() {
+            done.extend(self.claimed(RETENTION, RETENTION, || self.retention(&names))?);
+        }
+        Ok(done)
+    }
+
+    /// The guests of this host, then retention unless it is done for all nodes later.
+    fn guests_of(
+        &self,
+        here: &Here,
+        begins: Option<OffsetDateTime>,
+        with_retention: bool,
+    ) -> Result<Vec<Done>> {
+        let (cx, spec) = (self.cx, self.spec);
+        let (mut vms, mut done) = self.guests(here)?;
+        if spec.random_order {
+            shuffle(&mut vms)?;
+        }
+        let names: Vec<String> = vms.iter().map(|vm| vm.name.clone()).collect();
+        let queue = Mutex::new(VecDeque::from(vms));
+        let ended = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..spec.parallel {
+                scope.spawn(|| {
+                    while !cx.cancel.is_set() {
+                        let Some(vm) = lock(&queue).pop_front() else {
+                            break;
+                        };
+                        let too_late = begins.is_some_and(|b| spec.is_over_by_window(b));
+                        let one = self.claimed(vm.id.as_str(), &vm.name, || match too_late {
+                            true => Ok((RunOutcome::Missed, Some("the window is over".to_owned()))),
+                            false => self.backup(&vm.name),
+                        });
+                        lock(&ended).extend(one.transpose());
+                    }
+                });
+            }
+        });
+        for one in ended.into_inner().unwrap_or_default() {
+            done.push(one?);
+        }
+        if with_retention && !cx.cancel.is_set() && spec.keep.forgets() {
+            done.extend(self.claimed(RETENTION, RETENTION, || self.retention(&names))?);
+        }
+        Ok(done)
+    }
+
+    /// The guests of this host, and what is to be said of those that are not there.
+    fn guests(&self, here: &Here) -> Result<(Vec<Vm>, Vec<Done>)> {
         let vms = self.cx.db.run(async |c| c.vms().await)?;
         let mut vms: Vec<Vm> = vms
             .into_iter()
             .filter(|vm| vm.role == VmRole::Guest)
             .collect();
+        let is_here = |vm: &Vm| here.place(vm) == Place::Here;
         let Some(names) = &self.spec.vms else {
+            vms.retain(is_here);
             return Ok((vms, Vec::new()));
         };
         let mut missing = Vec::new();
+        // A host that follows alone says what it cannot do; of all nodes, one says it after all.
+        let elsewhere = |vm: &&Vm| names.contains(&vm.name) && !is_here(vm);
+        for vm in vms.iter().filter(elsewhere) {
+            if !self.spec.is_of_all_nodes() {
+                let refused = || {
+                    here.refuse_elsewhere(vm, "backup")?;
+                    anyhow::bail!("{} is on no node now; see: vmtwin vm list", vm.name)
+                };
+                missing.extend(self.claimed(vm.id.as_str(), &vm.name, refused)?);
+            }
+        }
         for name in names {
             if !vms.iter().any(|vm| vm.name == *name) {
                 let gone = || {
@@ -148,7 +215,7 @@ impl Run<'_> {
                 missing.extend(self.claimed(name, name, gone)?);
             }
         }
-        vms.retain(|vm| names.contains(&vm.name));
+        vms.retain(|vm| names.contains(&vm.name) && is_here(vm));
         vms.sort_by_key(|vm| names.iter().position(|name| *name == vm.name));
         Ok((vms, missing))
     }

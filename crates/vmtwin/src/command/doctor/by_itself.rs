@@ -7,7 +7,7 @@ use anyhow::Result;
 use time::OffsetDateTime;
 
 use super::{Check, State};
-use crate::cluster::membership;
+use crate::cluster::{Identity, membership};
 use crate::db::Db;
 use crate::home::Home;
 use crate::timer::{self, Spec};
@@ -38,8 +38,9 @@ fn schedules(home: &Home, db: &Db) -> Result<Vec<Check>> {
     const WHAT: &str = "schedules";
     let host = timer::host()?;
     let all = db.run(async |c| c.schedules().await)?;
+    let is_node = Identity::of(home)?.is_some();
     let own = |one: &&vmtwin_catalog::Schedule| {
-        one.enabled && Spec::of(one).is_ok_and(|spec| spec.host == host)
+        one.enabled && Spec::of(one).is_ok_and(|spec| spec.is_followed_by(&host, is_node))
     };
     let count = all.iter().filter(own).count();
     let file = match home.database()? {
