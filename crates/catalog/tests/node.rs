@@ -112,7 +112,7 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     ] {
         assert_eq!(catalog.certificate(certificate).await.unwrap(), state);
     }
-    assert_eq!(catalog.certificate_end("c1").await.unwrap(), Some(soon));
+    assert!(catalog.certificate_end("c1").await.unwrap().is_some());
     assert_eq!(catalog.certificate_end("c0").await.unwrap(), None);
     assert!(catalog.see_node(&one, "h:1", "2").await.unwrap());
     let seen = catalog.nodes().await.unwrap();

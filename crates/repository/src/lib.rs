@@ -93,7 +93,9 @@ pub use repository::{HeldLock, Repository};
 pub use snapshot::{DamagedSnapshot, Snapshot, SnapshotList, SnapshotMeta};
 pub use sparse_file::SparseFile;
 pub use stats::{CopyStats, FileStats, ImageStats};
-pub use store::{FileName, Kind, LocalStore, Patience, S3Store, Store, StoreOptions, StoredFile};
+pub use store::{
+    FileName, Kind, LocalStore, Patience, S3Files, S3Store, Store, StoreOptions, StoredFile,
+};
 pub use upkeep::check::{CheckReport, HurtSnapshot, Problem};
 pub use upkeep::prune::{PruneOptions, PruneReport};
 pub use upkeep::repair::RepairReport;

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 pub use local::LocalStore;
 pub(crate) use s3::S3Place;
-pub use s3::{Patience, S3Store};
+pub use s3::{Patience, S3Files, S3Store};
 
 use crate::id::Id;
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use vmtwin_repository::{Location, Password, Repository, Store, StoreOptions};
+use vmtwin_repository::{Location, Password, Repository, S3Files, Store, StoreOptions};
 
 use crate::cancel::Cancel;
 use crate::cli::Global;
@@ -214,13 +214,22 @@ impl Home {
 
     /// The store of a location; Ctrl-C ends its waits.
     pub(crate) fn store(&self, location: &Location) -> Result<Arc<dyn Store>> {
-        let options = StoreOptions {
+        Ok(location.store(&self.store_options())?)
+    }
+
+    /// Plain files in a bucket of S3.
+    pub(crate) fn s3_files(&self, place: &str) -> Result<S3Files> {
+        let opened = S3Files::open(place, &self.store_options());
+        opened.context("cannot open that place in S3")
+    }
+
+    fn store_options(&self) -> StoreOptions {
+        StoreOptions {
             cancel: Some(self.cancel.flag()),
             retain: self.object_lock().map(time::Duration::unsigned_abs),
             as_of: self.as_of,
             ..StoreOptions::default()
-        };
-        Ok(location.store(&options)?)
+        }
     }
 
     /// The password, from wherever it is given.

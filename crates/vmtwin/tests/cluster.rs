@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use common::{PASSWORD, PATIENCE, Vmtwin, code, document, text, told};
+use common::{PASSWORD, PATIENCE, Vmtwin, code, document, files, text, told};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use vmtwin_testkit::s3::{Fault, FaultProxy, S3Server};
 use vmtwin_testkit::{Postgres, run};
 
 /// Runs it to its end: done, or done with warnings (libvirt may run on this host).
@@ -311,5 +312,61 @@ fn a_schedule_backs_up_the_cluster_and_removes_only_what_it_made() {
     assert!(
         runs.as_array().unwrap().iter().filter(done).count() >= 3,
         "{runs}"
+    );
+}
+
+/// A backup in a bucket is as good as one in a folder, and is there whole or not at all.
+#[test]
+fn backups_go_to_a_bucket_and_come_back() {
+    let server = S3Server::start();
+    let proxy = FaultProxy::start(server.port());
+    let mut variables = S3Server::keys();
+    variables.push(("AWS_ENDPOINT_URL", proxy.endpoint()));
+    let node = Vmtwin::with_s3("s3://vms/repository", variables);
+    node.ok(&["cluster", "create", "home", "--node", "alone"]);
+    let there = "s3://vms/cluster";
+    let backup = |label: &str| {
+        let kept = ["--keep", "2", "--label", label];
+        let args = [&["cluster", "backup", "--output", there][..], &kept].concat();
+        let report = done(&node, &args);
+        report["file"].as_str().unwrap().to_owned()
+    };
+    let other = backup("other");
+    let all: Vec<String> = (0..3).map(|_| backup("mine")).collect();
+    assert!(all[0].starts_with("s3://vms/cluster/home-mine-"), "{all:?}");
+    let listed = node.json(&["cluster", "list", there]);
+    let names: HashSet<&str> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["file"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, HashSet::from([other.as_str(), &all[1], &all[2]]));
+    let stored = server.bucket_dir("vms").join("cluster");
+    let file = stored.join(all[2].rsplit('/').next().unwrap());
+    run(Command::new("unzip").arg("-tq").arg(&file));
+    let seen = node.json(&["cluster", "view", &all[2]]);
+    assert_eq!(seen["nodes"][0]["@name"], "alone", "{seen}");
+    let valid = node.run(&["cluster", "validate", &all[2]]);
+    assert!(matches!(code(&valid), 0 | 3), "{}", told(&valid));
+    let restored = node.run(&["cluster", "restore", &all[2], "--only-database", "--force"]);
+    assert!(matches!(code(&restored), 0 | 3), "{}", told(&restored));
+
+    // What breaks off on its way is tried again, or is not there at all.
+    proxy.set_rule(|request| match request.method.as_str() == "PUT" {
+        true => Fault::DropInRequest,
+        false => Fault::Pass,
+    });
+    let before = files(&stored);
+    let args = ["cluster", "backup", "--output", there];
+    let mut cut = node.command(&args).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    kill_process(Pid::from_child(&cut), Signal::TERM).unwrap();
+    assert!(!cut.wait().unwrap().success());
+    assert_eq!(files(&stored), before);
+    assert_eq!(files(&node.home().join("run")), Vec::<PathBuf>::new());
+    node.fails(
+        &["cluster", "view", "s3://vms/cluster/nothing.zip"],
+        &["nothing.zip"],
     );
 }

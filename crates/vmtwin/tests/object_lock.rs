@@ -127,8 +127,8 @@ fn stolen_keys_remove_nothing_for_good() {
     ];
     vmtwin.ok(&back);
     let disks = [
-        DiskLedger::read(&to.join("disk0.qcow2"), DiskFormat::Qcow2),
-        DiskLedger::read(&to.join("disk1.raw"), DiskFormat::Raw),
+        DiskLedger::read(to.join("disk0.qcow2"), DiskFormat::Qcow2),
+        DiskLedger::read(to.join("disk1.raw"), DiskFormat::Raw),
     ];
     assert_one_instant(None, &disks);
 

@@ -15,6 +15,7 @@
 
 mod client;
 mod failure;
+mod files;
 mod place;
 mod settings;
 mod versions;
@@ -43,6 +44,7 @@ use settings::{Settings, environment};
 use versions::Past;
 
 pub use client::Patience;
+pub use files::S3Files;
 pub(crate) use place::S3Place;
 
 /// Longest page of a listing, bytes; 1000 entries take less than 1 MiB.

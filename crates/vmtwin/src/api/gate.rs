@@ -134,6 +134,10 @@ fn strange_paths(leaf: &ArgMatches, folders: &[&Path]) -> bool {
 const PATHS_AS_TEXT: &[&str] = &["output"];
 
 fn is_in(folders: &[&Path], path: &Path) -> bool {
+    // This host's keys would lead there.
+    if crate::cluster::bucket::place(path).is_some() {
+        return false;
+    }
     match path.is_absolute() {
         false => folders.first().is_some_and(|root| is_below(root, path)),
         true => folders.iter().any(|folder| {
@@ -270,6 +274,8 @@ mod tests {
             ("twin start web01 --standby --fence reboot", Scope::Admin),
             ("cluster view /etc/shadow", Scope::Admin),
             ("cluster view /home/cluster/../x", Scope::Admin),
+            ("cluster view s3://bucket/x.zip", Scope::Admin),
+            ("cluster backup --output s3://bucket/x", Scope::Admin),
             (
                 "export latest --listen 0.0.0.0:1 --allow-remote",
                 Scope::Admin,

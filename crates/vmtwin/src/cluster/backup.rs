@@ -24,7 +24,7 @@ use crate::home::Home;
 use crate::ui::Ui;
 
 /// Longest time that a backup may take.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What a backup did.
 #[derive(Debug, Serialize)]
@@ -320,7 +320,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<Listed>> {
 
 /// Removes all but the newest backups of this cluster that have this label. The newest was read back
 /// just now, so a good one stays.
-fn remove_old(
+pub(super) fn remove_old(
     folder: &Path,
     cluster: &Cluster,
     label: Option<&str>,

@@ -51,7 +51,8 @@ pub(crate) enum ClusterCommand {
     /// Back up the configuration of every node and the database, as one zip file
     #[command(
         after_help = "Examples:\n  vmtwin cluster backup\n  vmtwin cluster backup --output \
-        /backup/cluster --keep 14 --json\n\nThis node's configuration is taken, and the agents of \
+        /backup/cluster --keep 14 --json\n  vmtwin cluster backup --output s3://backups/cluster --keep \
+        30\n\nThis node's configuration is taken, and the agents of \
         all others (vmtwin serve) are asked for theirs. Of a node that does not answer the last \
         known one is taken. Such nodes are named in the file and in the report, with exit code \
         3."
@@ -59,7 +60,7 @@ pub(crate) enum ClusterCommand {
     Backup(ClusterBackupArgs),
     /// List backups
     List {
-        /// Folder of the backups [default: the home folder's]
+        /// Folder of the backups, or s3://BUCKET/PREFIX [default: the home folder's]
         dir: Option<PathBuf>,
     },
     /// Show what a backup holds
@@ -68,7 +69,7 @@ pub(crate) enum ClusterCommand {
         --node node1 --type hardware --detail\n  vmtwin cluster view lab.zip --mapping"
     )]
     View {
-        /// Backup
+        /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
         file: PathBuf,
         /// Of this node only
         #[arg(long)]
@@ -85,7 +86,7 @@ pub(crate) enum ClusterCommand {
     },
     /// Read all of a backup, and compare it with the cluster; nothing is changed
     Validate {
-        /// Backup
+        /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
         file: PathBuf,
     },
     /// Bring nodes and the database back: plan, show, apply
@@ -107,9 +108,9 @@ pub(crate) enum ClusterCommand {
     Restore(ClusterRestoreArgs),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterRestoreArgs {
-    /// Backup
+    /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
     pub(crate) file: PathBuf,
     /// Node to restore [default: all nodes of the backup]
     #[arg(long, conflicts_with = "only_database")]
@@ -242,9 +243,9 @@ fn ttl(text: &str) -> Result<Duration, String> {
     }
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ClusterBackupArgs {
-    /// Folder for the file [default: the home folder's]
+    /// Folder for the file, or s3://BUCKET/PREFIX [default: the home folder's]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Fail, and write nothing, unless every node's configuration is of now

@@ -14,6 +14,7 @@ pub(crate) mod agent;
 mod apply;
 mod ask;
 pub(crate) mod backup;
+pub(crate) mod bucket;
 pub(crate) mod cli;
 mod libvirt;
 pub(crate) mod membership;

@@ -13,7 +13,10 @@ use zeroize::Zeroizing;
 
 use super::catalog::move_to;
 use crate::EXIT_WARNINGS;
-use crate::cluster::cli::{ClusterCommand, ClusterJoinArgs, DeviceType, NodeCommand};
+use crate::cluster::bucket::{self, Readable};
+use crate::cluster::cli::{
+    ClusterCommand, ClusterJoinArgs, ClusterRestoreArgs, DeviceType, NodeCommand,
+};
 use crate::cluster::{
     self, BackupReport, Listed, NodeLine, RestoreReport, ValidateReport, permission,
 };
@@ -51,7 +54,11 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
         ClusterCommand::Nodes => nodes(home, ui).map(|()| 0),
         ClusterCommand::Collect => collect(home, ui),
         ClusterCommand::Backup(args) => {
-            let report = cluster::backup(home, ui, args)?;
+            let bucket = args.output.as_deref().and_then(bucket::place);
+            let report = match bucket {
+                Some(place) => bucket::backup_to(home, ui, args, place)?,
+                None => cluster::backup(home, ui, args)?,
+            };
             ui.result(&report, || backup_text(&report))?;
             Ok(match report.warnings.is_empty() {
                 true => 0,
@@ -63,7 +70,10 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
                 Some(dir) => dir.clone(),
                 None => home.cluster_dir()?,
             };
-            let listed = cluster::list(&dir)?;
+            let listed = match bucket::place(&dir) {
+                Some(place) => bucket::list_there(home, place)?,
+                None => cluster::list(&dir)?,
+            };
             ui.result(&listed, || list_text(&listed)).map(|()| 0)
         }
         ClusterCommand::View {
@@ -73,7 +83,8 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             detail,
             mapping,
         } => {
-            let (manifest, documents) = read_nodes(file, node.as_ref())?;
+            let file = Readable::of(home, file)?;
+            let (manifest, documents) = read_nodes(file.path(), node.as_ref())?;
             match mapping {
                 true => mapping_view(ui, &documents)?,
                 false => view(ui, &manifest, &documents, *kind, *detail)?,
@@ -81,7 +92,8 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             Ok(0)
         }
         ClusterCommand::Validate { file } => {
-            let report = cluster::validate(home, file)?;
+            let file = Readable::of(home, file)?;
+            let report = cluster::validate(home, file.path())?;
             ui.result(&report, || validate_text(&report))?;
             Ok(match report.is_same() {
                 true => 0,
@@ -89,7 +101,8 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             })
         }
         ClusterCommand::Restore(args) if args.only_database => {
-            let report = cluster::restore_database(home, &args.file, args.force)?;
+            let file = Readable::of(home, &args.file)?;
+            let report = cluster::restore_database(home, file.path(), args.force)?;
             ui.result(&report, || restore_text(&report))?;
             Ok(match report.warnings.is_empty() {
                 true => 0,
@@ -97,7 +110,12 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             })
         }
         ClusterCommand::Restore(args) => {
-            let report = cluster::restore(home, ui, args)?;
+            let file = Readable::of(home, &args.file)?;
+            let args = ClusterRestoreArgs {
+                file: file.path().to_owned(),
+                ..args.clone()
+            };
+            let report = cluster::restore(home, ui, &args)?;
             ui.result(&report, || report.text())?;
             Ok(report.exit_code())
         }

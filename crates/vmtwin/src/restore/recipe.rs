@@ -117,6 +117,9 @@ pub(crate) fn restore_and_hold(
             .push(plan.write_record(&record, folder.path(), &guard)?);
     }
     failpoint::pass("publish")?;
+    if (watch.cancelled)() {
+        return Err(RestoreError::Cancelled);
+    }
     let published = publish(written.partials, folder.path())?;
     let serving = request
         .instant

@@ -132,9 +132,12 @@ fn detached(dir: &Path, log: &Path) -> Result<Child> {
     if control::ask(dir, "status").is_ok() {
         bail!("there is a standby of this name; see: vmtwin twin list");
     }
+    let mut arguments: Vec<_> = crate::task::own_arguments().collect();
+    // No options come after `--`.
+    let end = arguments.iter().position(|argument| argument == "--");
+    arguments.insert(end.unwrap_or(arguments.len()), "--foreground".into());
     Command::new("/proc/self/exe")
-        .args(crate::task::own_arguments())
-        .arg("--foreground")
+        .args(arguments)
         .env_remove("VMTWIN_PASSWORD")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -9,6 +9,7 @@ use vmtwin_calendar::Calendar;
 use vmtwin_catalog::{Schedule, Vm, VmRole};
 
 use crate::cli::{Consistency, Fallback, Order, ScheduleAddArgs};
+use crate::cluster::bucket;
 
 /// Due times longer ago than this are not looked for one by one.
 const LOOK_BACK_S: i64 = 400 * 86_400;
@@ -126,7 +127,11 @@ impl Spec {
                 false => None,
                 true => {
                     let output = args.output.as_ref();
-                    let output = output.map(std::path::absolute).transpose()?;
+                    let output = output.map(|path| match bucket::place(path) {
+                        Some(_) => Ok(path.clone()),
+                        None => std::path::absolute(path),
+                    });
+                    let output = output.transpose()?;
                     Some(ClusterBackup { output })
                 }
             },
