@@ -6,6 +6,7 @@
 //! | `manifest.rs` | what an archive says of itself |
 //! | `node/` | the configuration of one node as XML, and the collector of its hardware |
 //! | `plan/` | what a restore of a node would do, as a value; `--map` |
+//! | `fingerprint.rs` | whether a node's configuration is another one |
 //! | `chain.rs` | from guests down to hardware |
 //! | `xml.rs` | definitions as trees |
 //! | `archive/write.rs` | parts that arrive in any order become one zip file |
@@ -16,6 +17,7 @@
 pub mod archive;
 mod chain;
 mod error;
+mod fingerprint;
 mod hash;
 pub mod manifest;
 mod name;

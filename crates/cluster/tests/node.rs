@@ -282,3 +282,31 @@ fn hostile_documents_are_refused() {
         assert!(error.contains(why), "{why}: {error}");
     }
 }
+
+#[test]
+fn only_what_somebody_configured_makes_another_fingerprint() {
+    let object = |kind: &str, definition: &str| Object {
+        by: "libvirt".into(),
+        kind: kind.into(),
+        name: "x".into(),
+        definition: definition.into(),
+        ..Object::default()
+    };
+    let pool = |full: u32| format!("<pool><name>x</name><available>{full}</available></pool>");
+    let of = |objects: Vec<Object>| document(Hardware::default(), objects).fingerprint();
+    let before = of(vec![object("pool", &pool(1))]);
+    assert_eq!(before.len(), 64);
+    assert_eq!(of(vec![object("pool", &pool(2))]), before);
+    let mut running = object("pool", &pool(1));
+    running.active = Some(true);
+    assert_eq!(of(vec![running]), before);
+    assert_ne!(
+        of(vec![object("pool", "<pool><name>y</name></pool>")]),
+        before
+    );
+    assert_ne!(of(vec![]), before);
+    let mut hardware = Hardware::default();
+    hardware.memory.bytes = 1;
+    let more = document(hardware, vec![object("pool", &pool(1))]);
+    assert_ne!(more.fingerprint(), before);
+}

@@ -353,6 +353,9 @@ pub(crate) enum VmCommand {
         /// Further repository that its backups go to (may be given more than once; see `repo add`)
         #[arg(long, value_name = "NAME")]
         also: Vec<String>,
+        /// Group that it is in, for schedules (may be given more than once)
+        #[arg(long = "group", value_name = "GROUP", value_parser = crate::twin_args::group)]
+        groups: Vec<String>,
         #[command(flatten)]
         twin: TwinArgs,
     },

@@ -41,6 +41,18 @@ pub(crate) struct Settings {
     /// Names of further repositories that its backups go to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) also: Vec<String>,
+    /// Groups it is in, for schedules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) groups: Vec<String>,
+}
+
+/// Letters, digits, `-`, `_` and `.`.
+pub(crate) fn group(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match (1..=64).contains(&text.len()) && text.chars().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => Err("a group's name has up to 64 letters, digits, - _ and .".to_owned()),
+    }
 }
 
 impl Settings {

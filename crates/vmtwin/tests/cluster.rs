@@ -370,3 +370,47 @@ fn backups_go_to_a_bucket_and_come_back() {
         &["nothing.zip"],
     );
 }
+
+/// What a node has set for itself changes: once it stands still, one backup is made, and no more.
+#[test]
+fn a_change_is_backed_up_once_it_has_settled() {
+    let node = Vmtwin::new();
+    let folder = node.path("backups");
+    node.ok(&["cluster", "create", "home", "--node", "alone"]);
+    let add = ["schedule", "add", "changes", "--cluster", "--on-change"];
+    let rest = ["--settle", "2s", "--output", text(&folder)];
+    node.ok(&[&add[..], &rest].concat());
+    std::fs::create_dir(&folder).unwrap();
+    let count = || zips(&folder).len();
+    let follow = |repository: Option<&Path>| {
+        let mut follow = node.command(&["schedule", "follow"]);
+        follow.env("VMTWIN_LOOK_S", "1");
+        if let Some(repository) = repository {
+            follow.env("VMTWIN_REPO", repository);
+        }
+        follow.spawn().unwrap()
+    };
+    let wait = |wanted: usize| {
+        let begun = Instant::now();
+        while count() < wanted {
+            assert!(begun.elapsed() < PATIENCE * 2, "{} of {wanted}", count());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let end = |mut follow: std::process::Child| {
+        kill_process(Pid::from_child(&follow), Signal::TERM).unwrap();
+        assert!(follow.wait().unwrap().success());
+    };
+    let follower = follow(None);
+    wait(1);
+    // Nothing changes: time for several looks, and for what could be due.
+    std::thread::sleep(Duration::from_secs(9));
+    assert_eq!(count(), 1);
+    end(follower);
+    let elsewhere = node.path("elsewhere");
+    let follower = follow(Some(&elsewhere));
+    wait(2);
+    end(follower);
+    let shown = node.json(&["schedule", "show", "changes"]);
+    assert_eq!(shown["runs"].as_array().unwrap().len(), 2, "{shown}");
+}

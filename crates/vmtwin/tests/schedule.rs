@@ -158,3 +158,21 @@ fn what_is_cut_off_or_missed_is_noted() {
     let busy = vmtwin.run(&["schedule", "run", "nothing"]);
     assert!(told(&busy).contains("schedule list"), "{}", told(&busy));
 }
+
+/// A schedule of a group backs up who is in it when the time comes.
+#[test]
+fn a_group_is_backed_up() {
+    let guest = loaded_guest();
+    let vmtwin = Vmtwin::with_guest(&guest);
+    let add = ["schedule", "add", "prod", "--on", "yearly"];
+    let rest = ["--group", "prod", "--consistency", "crash"];
+    vmtwin.ok(&[&add[..], &rest].concat());
+    vmtwin.ok(&["schedule", "run", "prod"]);
+    assert!(vmtwin.snapshots().is_empty(), "nobody is in it yet");
+    assert_eq!(code(&vmtwin.run(&["vm", "set", VM, "--group", "a b"])), 2);
+    let shown = vmtwin.json(&["vm", "set", VM, "--group", "prod", "--group", "web"]);
+    assert_eq!(shown["settings"]["groups"][1], "web", "{shown}");
+    vmtwin.ok(&["schedule", "run", "prod"]);
+    assert_eq!(vmtwin.snapshots().len(), 1);
+    assert_clean(&guest);
+}

@@ -10,7 +10,7 @@
 
 use anyhow::Result;
 use time::{Duration, OffsetDateTime};
-use vmtwin_catalog::{Schedule, Snapshot};
+use vmtwin_catalog::{Schedule, Snapshot, Vm};
 
 use crate::timer::Spec;
 
@@ -46,9 +46,8 @@ impl Followed {
         })
     }
 
-    pub(super) fn is_of(&self, vm: &str) -> bool {
-        let names = self.spec.vms.as_ref();
-        names.is_none_or(|names| names.iter().any(|name| name == vm))
+    pub(super) fn is_of(&self, vm: &Vm) -> bool {
+        self.spec.wants(vm)
     }
 
     /// The due time that has passed with no snapshot since, if there is one.
@@ -181,7 +180,8 @@ mod tests {
         let failing = of(Some(&last), Some("no room\nmore"), &[], now);
         assert_eq!(failing, ("failing", "no room".to_owned()));
         let of_others = Followed::all(&[schedule(json!(["db"]))], now);
-        assert!(!of_others[0].is_of("web") && of_others[0].is_of("db"));
+        let takes = |name| of_others[0].spec.takes(name, &[]);
+        assert!(!takes("web") && takes("db"));
         let followed = Followed::all(&[schedule(json!(null))], now);
         let (word, why) = of(Some(&last), None, &[&followed[0]], now);
         assert!(word == "protected" && why.contains("crash"), "{why}");

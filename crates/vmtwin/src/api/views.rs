@@ -101,11 +101,7 @@ impl Known {
     }
 
     fn guest(&mut self, vm: &Vm) -> Guest {
-        let schedules: Vec<&Followed> = self
-            .schedules
-            .iter()
-            .filter(|s| s.is_of(&vm.name))
-            .collect();
+        let schedules: Vec<&Followed> = self.schedules.iter().filter(|s| s.is_of(vm)).collect();
         let last = self.latest.get(&vm.name);
         let job = self.jobs.get(vm.id.as_str());
         let failed = job.filter(|job| {

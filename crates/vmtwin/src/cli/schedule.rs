@@ -50,7 +50,9 @@ pub(crate) enum ScheduleCommand {
 const ADD_HELP: &str = "Examples:
   vmtwin schedule add nightly --on 'Mon..Fri 02:30' --all --keep-daily 7 --keep-weekly 4 --prune
   vmtwin schedule add hourly --every 1h --vm db01 --vm web01 --consistency crash --keep-last 24
+  vmtwin schedule add prod --on '*:00' --group prod --keep-hourly 48 --keep-daily 30
   vmtwin schedule add nodes --every 1d --cluster --output /backup/cluster --keep-last 14
+  vmtwin schedule add changes --on-change --cluster --output s3://backups/cluster --keep-last 30
   vmtwin schedule add weekly --on 'Sun 04:00 Europe/Berlin' --all --order random --jitter 20m --window 4h
 
 --on takes systemd's calendar expressions (man systemd.time). A schedule is followed by `vmtwin serve`, on
@@ -60,8 +62,8 @@ time, --parallel of them at once on each node, and one node applies the --keep r
 something does, unless --no-catch-up; what could not begin within --window is noted as missed.";
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("when").required(true).args(["on", "every"])))]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["vms", "all", "cluster"])))]
+#[command(group(clap::ArgGroup::new("when").required(true).args(["on", "every", "on_change"])))]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["vms", "groups", "all", "cluster"])))]
 pub(crate) struct ScheduleAddArgs {
     /// Name of the schedule
     pub(crate) name: String,
@@ -71,9 +73,20 @@ pub(crate) struct ScheduleAddArgs {
     /// When: each time this long after the last, from now: 30m, 6h, 1d
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) every: Option<u64>,
+    /// When: the configuration of a node has changed, and all have stood still since for --settle
+    #[arg(long, requires = "cluster")]
+    pub(crate) on_change: bool,
+    /// How long the configuration must have stood still: 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time,
+        requires = "on_change")]
+    pub(crate) settle: u64,
     /// Guest (may be given more than once)
     #[arg(long = "vm", value_name = "VM")]
     pub(crate) vms: Vec<String>,
+    /// All guests of a group, also those that come into it later: `vm set NAME --group GROUP` (may be
+    /// given more than once)
+    #[arg(long = "group", value_name = "GROUP", value_parser = crate::twin_args::group)]
+    pub(crate) groups: Vec<String>,
     /// All guests of the table, also those that come later
     #[arg(long)]
     pub(crate) all: bool,
@@ -81,7 +94,7 @@ pub(crate) struct ScheduleAddArgs {
     #[arg(long, conflicts_with_all = ["consistency", "or", "tags", "order", "parallel",
         "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "prune"])]
     pub(crate) cluster: bool,
-    /// Folder for backups of the cluster [default: the home folder's]
+    /// Folder for backups of the cluster, or s3://BUCKET/PREFIX [default: the home folder's]
     #[arg(long, value_name = "DIR", requires = "cluster")]
     pub(crate) output: Option<PathBuf>,
     /// In a cluster: follow it on this host alone, for guests that are on it

@@ -28,6 +28,6 @@ mod validate;
 pub(crate) use apply::restore;
 pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
-pub(crate) use node::{Identity, collect, create, join};
+pub(crate) use node::{Identity, collect, create, fingerprint, join};
 pub(crate) use restore::{RestoreReport, restore_database};
 pub(crate) use validate::{ValidateReport, read_node, validate};

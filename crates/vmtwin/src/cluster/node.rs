@@ -145,6 +145,25 @@ pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>
     let identity = Identity::required(home)?;
     // Registered again: version or host may have changed.
     register(home, db, None)?;
+    let (document, warnings) = take(home, &identity)?;
+    let xml = document.to_xml()?;
+    let at = document.taken_at;
+    db.run(async |catalog| catalog.keep_configuration(&identity.id, &xml, at).await)?;
+    Ok((document, warnings))
+}
+
+/// The id of this node, and a word for its configuration that is another one when that is; none where it
+/// is in no cluster.
+pub(crate) fn fingerprint(home: &Home) -> Result<Option<(NodeId, String)>> {
+    let Some(identity) = Identity::of(home)? else {
+        return Ok(None);
+    };
+    let (document, _) = take(home, &identity)?;
+    Ok(Some((identity.id, document.fingerprint())))
+}
+
+/// Takes the configuration; also what could not be taken.
+fn take(home: &Home, identity: &Identity) -> Result<(NodeDocument, Vec<String>)> {
     let settings = match home.location() {
         Ok(location) => vec![Setting {
             name: "repository".to_owned(),
@@ -155,7 +174,7 @@ pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>
     let defined = libvirt::collect();
     let document = NodeDocument {
         version: VERSION,
-        name: identity.name,
+        name: identity.name.clone(),
         id: identity.id.to_string(),
         taken_at: OffsetDateTime::now_utc(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
@@ -169,8 +188,5 @@ pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>
             settings,
         },
     };
-    let xml = document.to_xml()?;
-    let at = document.taken_at;
-    db.run(async |catalog| catalog.keep_configuration(&identity.id, &xml, at).await)?;
     Ok((document, defined.warnings))
 }

@@ -252,6 +252,7 @@ pub(crate) fn when(spec: &Spec) -> String {
             s if s % 60 == 0 => format!("every {} min", s / 60),
             s => format!("every {s} s"),
         },
+        When::OnChange(settle_s) => format!("{settle_s} s after a change"),
     }
 }
 
@@ -265,9 +266,10 @@ pub(crate) fn guests(spec: &Spec) -> String {
     if spec.cluster.is_some() {
         return "the cluster".to_owned();
     }
-    match &spec.vms {
-        None => "all".to_owned(),
-        Some(names) => names.join(", "),
+    match (&spec.vms, spec.groups.as_slice()) {
+        (Some(names), _) => names.join(", "),
+        (None, []) => "all".to_owned(),
+        (None, groups) => format!("group {}", groups.join(", ")),
     }
 }
 

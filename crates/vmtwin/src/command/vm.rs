@@ -13,7 +13,7 @@ use crate::backup::{CONNECT_TIMEOUT, Cx, update_table};
 use crate::cli::VmCommand;
 use crate::cluster::place::{Here, Place};
 use crate::libvirt::{monitor_of, table};
-use crate::twin_args::{Settings, TwinArgs};
+use crate::twin_args::Settings;
 use crate::ui::{bytes, table as in_columns};
 
 /// A guest as the table holds it now.
@@ -49,8 +49,16 @@ pub(crate) fn run(cx: &Cx<'_>, command: &VmCommand) -> Result<()> {
             name,
             clear,
             also,
+            groups,
             twin,
-        } => set(cx, name, *clear, also, twin),
+        } => {
+            let given = Settings {
+                twin: twin.clone(),
+                also: also.clone(),
+                groups: groups.clone(),
+            };
+            set(cx, name, *clear, given)
+        }
         VmCommand::Remove { name, libvirt } => match (name, libvirt) {
             (Some(name), None) => remove(cx, name),
             (None, Some(uri)) => remove_all(cx, uri),
@@ -114,27 +122,28 @@ fn remove(cx: &Cx<'_>, name: &str) -> Result<()> {
 }
 
 /// What is not given stays as it was set.
-fn set(cx: &Cx<'_>, name: &str, clear: bool, also: &[String], twin: &TwinArgs) -> Result<()> {
+fn set(cx: &Cx<'_>, name: &str, clear: bool, given: Settings) -> Result<()> {
     let vm = cx.db.run(async |c| c.vm_by_name(name).await)?;
-    if !clear && also.is_empty() && *twin == TwinArgs::default() {
+    if !clear && given == Settings::default() {
         bail!("nothing to set; see: vmtwin vm set --help");
     }
-    for repository in also {
+    for repository in &given.also {
         cx.home.named_one(repository)?;
     }
-    let settings = match (clear, also) {
-        (true, _) => Settings {
-            twin: twin.clone(),
-            also: also.to_vec(),
-        },
-        (false, []) => Settings {
-            twin: twin.over(&vm)?,
-            also: Settings::of(&vm)?.also,
-        },
-        (false, _) => Settings {
-            twin: twin.over(&vm)?,
-            also: also.to_vec(),
-        },
+    let settings = match clear {
+        true => given,
+        false => {
+            let before = Settings::of(&vm)?;
+            let or = |given: Vec<String>, before: Vec<String>| match given.is_empty() {
+                true => before,
+                false => given,
+            };
+            Settings {
+                twin: given.twin.over(&vm)?,
+                also: or(given.also, before.also),
+                groups: or(given.groups, before.groups),
+            }
+        }
     };
     let settings = match settings == Settings::default() {
         true => None,

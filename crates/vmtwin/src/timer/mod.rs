@@ -18,6 +18,7 @@
 
 mod chores;
 mod nodes;
+mod on_change;
 mod spec;
 mod work;
 
@@ -84,6 +85,7 @@ pub(crate) fn follow(cx: &Cx<'_>, runner: &Runner, over: &dyn Fn() -> bool) -> R
     thread::scope(|scope| {
         scope.spawn(|| notify::follow(cx, &ended));
         scope.spawn(|| chores::follow(cx, runner, &ended));
+        scope.spawn(|| on_change::watch(cx, &ended));
         let mut looked: Option<Instant> = None;
         let mut beaten: Option<Instant> = None;
         while !cx.cancel.is_set() && !over() {
@@ -161,7 +163,12 @@ fn due_of(
     if !schedule.enabled || !spec.is_followed_by(host, here.node().is_some()) {
         return Ok(None);
     }
-    let Some(at) = spec.latest_due(schedule.created_at, now)? else {
+    let created = schedule.created_at;
+    let at = match spec.when {
+        When::OnChange(settle_s) => on_change::latest_due(cx, created, settle_s, now)?,
+        _ => spec.latest_due(created, now)?,
+    };
+    let Some(at) = at else {
         return Ok(None);
     };
     let begins = spec.begins(&schedule.name, at);

@@ -10,6 +10,7 @@ use vmtwin_catalog::{Schedule, Vm, VmRole};
 
 use crate::cli::{Consistency, Fallback, Order, ScheduleAddArgs};
 use crate::cluster::bucket;
+use crate::twin_args::Settings;
 
 /// Due times longer ago than this are not looked for one by one.
 const LOOK_BACK_S: i64 = 400 * 86_400;
@@ -24,8 +25,11 @@ pub(crate) struct Spec {
     /// The host that follows it; none: every node of the cluster, each for its own guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) host: Option<String>,
-    /// Guests by name; none: all.
+    /// Guests by name; none: all, or those of the groups.
     pub(crate) vms: Option<Vec<String>>,
+    /// Groups of guests; then no guest is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) groups: Vec<String>,
     pub(crate) consistency: Consistency,
     pub(crate) or_crash: bool,
     pub(crate) tags: Vec<String>,
@@ -56,6 +60,8 @@ pub(crate) enum When {
     On(String),
     /// Seconds from one to the next, from when it was made.
     EveryS(u64),
+    /// When the configuration of a node has changed, and that of all has stood still for so many seconds.
+    OnChange(u64),
 }
 
 /// What stays of each guest's snapshots; all where no number is given.
@@ -97,15 +103,17 @@ impl Keep {
 impl Spec {
     /// As a command line says it, for this host or for the whole cluster.
     pub(crate) fn new(args: &ScheduleAddArgs, host: Option<String>) -> Result<Spec> {
-        let when = match (&args.on, args.every) {
-            (Some(calendar), _) => When::On(calendar.to_string()),
-            (None, Some(seconds)) => When::EveryS(seconds),
-            (None, None) => anyhow::bail!("say when: --on or --every"),
+        let when = match (&args.on, args.every, args.on_change) {
+            (Some(calendar), ..) => When::On(calendar.to_string()),
+            (None, Some(seconds), _) => When::EveryS(seconds),
+            (None, None, true) => When::OnChange(args.settle),
+            (None, None, false) => anyhow::bail!("say when: --on, --every or --on-change"),
         };
         Ok(Spec {
             when,
             host,
-            vms: (!args.all).then(|| args.vms.clone()),
+            vms: (!args.all && args.groups.is_empty()).then(|| args.vms.clone()),
+            groups: args.groups.clone(),
             consistency: args.consistency,
             or_crash: args.or == Some(Fallback::Crash),
             tags: args.tags.clone(),
@@ -136,6 +144,11 @@ impl Spec {
                 }
             },
         })
+    }
+
+    /// Whether it waits for changes.
+    pub(super) fn is_on_change(&self) -> bool {
+        matches!(self.when, When::OnChange(_))
     }
 
     /// Of a schedule in the catalog.
@@ -175,6 +188,7 @@ impl Spec {
                 let passed = (after - created.unix_timestamp()) / period + 1;
                 Some(created.unix_timestamp() + passed * period)
             }
+            When::OnChange(_) => None,
         };
         Ok(next.map(OffsetDateTime::from_unix_timestamp).transpose()?)
     }
@@ -224,9 +238,19 @@ impl Spec {
     }
 
     /// Whether it is to look after this guest.
-    pub(super) fn wants(&self, vm: &Vm) -> bool {
-        let names = self.vms.as_ref();
-        vm.role == VmRole::Guest && names.is_none_or(|names| names.contains(&vm.name))
+    pub(crate) fn wants(&self, vm: &Vm) -> bool {
+        // Settings that are not understood are told where they are used.
+        let groups = Settings::of(vm).map(|settings| settings.groups);
+        vm.role == VmRole::Guest && self.takes(&vm.name, &groups.unwrap_or_default())
+    }
+
+    /// Whether a guest of this name, in these groups, is one of its own.
+    pub(crate) fn takes(&self, name: &str, groups: &[String]) -> bool {
+        match (&self.vms, self.groups.as_slice()) {
+            (Some(names), _) => names.iter().any(|one| one == name),
+            (None, []) => true,
+            (None, ours) => ours.iter().any(|group| groups.contains(group)),
+        }
     }
 
     /// Whether it is too late to begin what was to begin at `begins`.
@@ -256,6 +280,7 @@ mod tests {
             when,
             host: Some("h".into()),
             vms: None,
+            groups: Vec::new(),
             consistency: Consistency::Crash,
             or_crash: false,
             tags: Vec::new(),
@@ -267,6 +292,24 @@ mod tests {
             keep: Keep::default(),
             cluster: None,
         }
+    }
+
+    #[test]
+    fn guests_are_taken_by_name_by_group_or_all() {
+        let all = spec(When::EveryS(1));
+        let prod = ["prod".to_owned()];
+        assert!(all.takes("web", &[]) && all.takes("web", &prod));
+        let grouped = Spec {
+            groups: vec!["prod".into(), "db".into()],
+            ..all.clone()
+        };
+        assert!(!grouped.takes("web", &[]) && grouped.takes("web", &prod));
+        assert!(!grouped.takes("prod", &["test".to_owned()]));
+        let named = Spec {
+            vms: Some(vec!["web".into()]),
+            ..all
+        };
+        assert!(named.takes("web", &[]) && !named.takes("db", &prod));
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl Run<'_> {
             .collect();
         let is_here = |vm: &Vm| here.place(vm) == Place::Here;
         let Some(names) = &self.spec.vms else {
-            vms.retain(is_here);
+            vms.retain(|vm| self.spec.wants(vm) && is_here(vm));
             return Ok((vms, Vec::new()));
         };
         let mut missing = Vec::new();

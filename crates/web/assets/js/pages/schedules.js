@@ -48,7 +48,7 @@ function askAdd(reload) {
   formDialog("Add a schedule", [
     field("Name", h("input", { name: "name", required: true, value: "nightly", autocomplete: "off", autofocus: true })),
     field("When", how), field("Time", when, "A calendar event as systemd writes them, such as Mon..Fri 22:30; or a span such as 30m, 6h, 1d."),
-    field("Guests", h("input", { name: "vms", placeholder: "all", autocomplete: "off" }), "Names with commas between; empty: all, also those that come later."),
+    field("Guests", h("input", { name: "vms", placeholder: "all", autocomplete: "off" }), "Names with commas between, or group:NAME; empty: all, also those that come later."),
     field("Promise", select({ name: "consistency" }, Object.entries(CONSISTENCY).map(([word, [text]]) => [word, text]), "application")),
     field("Fall back to crash if the promise cannot be kept", h("input", { type: "checkbox", name: "or" })),
     h("fieldset", {}, h("legend", {}, "Snapshots that stay of each guest"), h("div", { class: "row" },
@@ -56,7 +56,10 @@ function askAdd(reload) {
   ], "Add", async (data) => {
     const body = { name: data.get("name"), [data.get("how")]: data.get("when"), consistency: data.get("consistency") };
     const vms = data.get("vms").split(",").map((one) => one.trim()).filter(Boolean);
-    if (vms.length) body.vm = vms;
+    const groups = vms.filter((one) => one.startsWith("group:")).map((one) => one.slice(6));
+    if (groups.length && groups.length < vms.length) throw new Error("Names of guests, or groups: not both");
+    if (groups.length) body.group = groups;
+    else if (vms.length) body.vm = vms;
     else body.all = true;
     if (data.get("or")) body.or = "crash";
     for (const what of ["daily", "weekly", "monthly"]) if (Number(data.get(`keep_${what}`))) body[`keep_${what}`] = Number(data.get(`keep_${what}`));
