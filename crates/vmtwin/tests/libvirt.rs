@@ -394,7 +394,11 @@ fn the_table_follows_libvirt() {
     inside.json(&["vm", "remove", "--libvirt", URI]);
     assert!(inside.row("renamed").is_none());
     let far = inside.run(&["vm", "add", "--libvirt", "qemu+ssh://far/system"]);
-    assert!(told(&far).contains("run vmtwin there"), "{}", told(&far));
+    assert!(
+        told(&far).contains("run vmtwin where the guests are"),
+        "{}",
+        told(&far)
+    );
 }
 
 /// libvirtd is killed while the guest is paused, and vmtwin with its guard as well: the guest goes
