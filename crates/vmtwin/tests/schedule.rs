@@ -89,22 +89,31 @@ fn what_is_due_happens_once_whoever_looks() {
         follow(&vmtwin, ""),
         follow_by(&vmtwin, &["serve", "--listen", "127.0.0.1:0"], ""),
     ];
+    let done = |runs: &[Value]| {
+        let backups = runs.iter().filter(|run| run["subject"] != "retention");
+        backups.filter(|run| run["outcome"] == "done").count()
+    };
     wait_until("no two runs", || {
-        with_outcome(&runs(&vmtwin, "often"), "done") >= 4
+        let runs = runs(&vmtwin, "often");
+        done(&runs) >= 2 && with_outcome(&runs, "done") >= 4
     });
     for follower in followers {
         end(follower, Signal::INT);
     }
     let runs_then = runs(&vmtwin, "often");
     // Each due time has a backup and retention, and no other snapshot was made.
-    let backups = runs_then.iter().filter(|run| run["subject"] != "retention");
-    let made = backups.filter(|run| run["outcome"] == "done").count();
+    let made = done(&runs_then);
     let ids = vmtwin.snapshots();
     assert!(
         made >= 2 && ids.len() <= made && ids.len() <= 3,
         "{ids:?} {runs_then:#?}"
     );
-    assert_eq!(with_outcome(&runs_then, "failed"), 0, "{runs_then:#?}");
+    // On a busy machine a due time may find the one before at work, or the end that it is told.
+    let is_expected = |run: &Value| {
+        let note = run["note"].as_str().unwrap_or_default();
+        run["outcome"] != "failed" || note == "cancelled" || note.contains("has been working")
+    };
+    assert!(runs_then.iter().all(is_expected), "{runs_then:#?}");
     let list = vmtwin.json(&["schedule", "list"]);
     assert_eq!(list[0]["name"], "often");
     assert_clean(&guest);
