@@ -43,12 +43,9 @@ done
 
 /// Builds the guest's files in `dir`.
 pub(crate) fn build(dir: &Path) -> Files {
-    let kernel = newest_kernel();
-    let name = kernel.file_name().unwrap().to_str().unwrap();
-    let drivers = format!(
-        "/lib/modules/{}/kernel/drivers",
-        name.trim_start_matches("vmlinuz-")
-    );
+    // What `tools/setup` unpacked; its modules lie beside it.
+    let kernel = vmtwin_testkit::GuestImage::build().unwrap().kernel;
+    let drivers = kernel.with_file_name("all/kernel/drivers");
     let root = dir.join("root");
     fs::create_dir_all(root.join("bin")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
@@ -56,7 +53,7 @@ pub(crate) fn build(dir: &Path) -> Files {
     for module in MODULES {
         let name = module.rsplit('/').next().unwrap();
         fs::copy(
-            format!("{drivers}/{module}.ko"),
+            drivers.join(format!("{module}.ko")),
             root.join(format!("{name}.ko")),
         )
         .unwrap();
@@ -66,8 +63,8 @@ pub(crate) fn build(dir: &Path) -> Files {
     fs::write(root.join("modules"), names).unwrap();
     fs::write(root.join("init"), INIT).unwrap();
     let initramfs = dir.join("initramfs");
-    let pack = "chmod 755 init && find . | cpio -o -H newc --quiet | gzip -1 >../initramfs";
-    let status = Command::new("sh")
+    let pack = "set -o pipefail; chmod 755 init && find . | cpio -o -H newc --quiet | gzip -1 >../initramfs";
+    let status = Command::new("bash")
         .args(["-c", pack])
         .current_dir(&root)
         .status()
@@ -82,14 +79,4 @@ pub(crate) fn build(dir: &Path) -> Files {
         initramfs,
         disks,
     }
-}
-
-fn newest_kernel() -> PathBuf {
-    let names = fs::read_dir("/boot")
-        .unwrap()
-        .filter_map(|entry| Some(entry.ok()?.path()));
-    let kernels = names.filter(|path| path.to_string_lossy().contains("/vmlinuz-"));
-    kernels
-        .max()
-        .expect("a kernel in /boot (package linux-image-cloud-amd64)")
 }
