@@ -66,6 +66,12 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The secrets of a node are not what this program writes.
+    #[error("the secrets of a node cannot be used: {why}")]
+    BadSecrets {
+        /// What is wrong; nothing of what they are.
+        why: String,
+    },
     /// A file or folder cannot be read or written.
     #[error("{path} cannot be {what}")]
     Io {

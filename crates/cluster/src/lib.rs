@@ -6,6 +6,7 @@
 //! | `manifest.rs` | what an archive says of itself |
 //! | `node/` | the configuration of one node as XML, and the collector of its hardware |
 //! | `plan/` | what a restore of a node would do, as a value; `--map` |
+//! | `secrets.rs` | what the documents leave out, which is sealed apart |
 //! | `fingerprint.rs` | whether a node's configuration is another one |
 //! | `chain.rs` | from guests down to hardware |
 //! | `xml.rs` | definitions as trees |
@@ -23,6 +24,7 @@ pub mod manifest;
 mod name;
 pub mod node;
 pub mod plan;
+pub mod secrets;
 mod xml;
 
 pub use archive::{Archive, Parts};
@@ -31,3 +33,4 @@ pub use error::{Error, Result};
 pub use manifest::Manifest;
 pub use name::{EntryPath, NodeName};
 pub use node::NodeDocument;
+pub use secrets::NodeSecrets;

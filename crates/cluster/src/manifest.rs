@@ -16,6 +16,9 @@
 //!   "entries": [{"path": "database.jsonl", "bytes": 1024, "sha256": "…"}, …]
 //! }
 //! ```
+//! With secrets it is of version 2, says of each node how many it holds
+//! (`"secrets": {"values": 3, "passwords": 1, "files": 1}`), and of the whole who can open them
+//! (`"sealed": {"recipients": ["age1…"], "passphrase": false}`).
 
 use std::collections::BTreeSet;
 
@@ -27,7 +30,9 @@ use crate::name::{EntryPath, NodeName};
 /// Names the format.
 pub const FORMAT: &str = "vmtwin-cluster-backup";
 /// The newest version of the format that this program knows.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The version of an archive that holds no secrets: programs that know no later one read it.
+pub const VERSION_WITHOUT_SECRETS: u32 = 1;
 
 /// What an archive says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,9 @@ pub struct Manifest {
     pub nodes: Vec<Node>,
     /// The shared database.
     pub database: Option<Database>,
+    /// Who can open the secrets of its nodes, if it was made with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
     /// Every other entry of the archive, by path. Filled in by [`crate::Parts::publish`].
     pub entries: Vec<Entry>,
 }
@@ -84,6 +92,31 @@ pub struct Node {
     /// Why it gave none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How many of its secrets are here, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<HeldSecrets>,
+}
+
+/// How many secrets of a node there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldSecrets {
+    /// Values of libvirt's secrets.
+    pub values: u64,
+    /// Guests with passwords in their definitions.
+    pub passwords: u64,
+    /// Files of the node's own: its certificate, the cluster's authority.
+    pub files: u64,
+}
+
+/// Who can open the secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealed {
+    /// Recipients as age knows them: `age1…`.
+    pub recipients: Vec<String>,
+    /// Who knows a passphrase: it opens `secrets.age`, which holds the identity of a recipient.
+    pub passphrase: bool,
 }
 
 /// Whether a node's configuration is in an archive.
@@ -147,6 +180,16 @@ impl Manifest {
             if node.state != NodeState::Missing {
                 expected.insert(EntryPath::Node(node.name.clone()));
             }
+            if node.secrets.is_some() {
+                expected.insert(EntryPath::Secrets(node.name.clone()));
+            }
+        }
+        let sealed = self.sealed.as_ref();
+        if sealed.is_some_and(|sealed| sealed.passphrase) {
+            expected.insert(EntryPath::SecretsIdentity);
+        }
+        if sealed.is_none() && self.nodes.iter().any(|node| node.secrets.is_some()) {
+            return Err("it holds secrets, and does not say for whom".to_owned());
         }
         let mut before: Option<&EntryPath> = None;
         for entry in &self.entries {

@@ -68,6 +68,10 @@ pub enum EntryPath {
     Database,
     /// The configuration of a node: `nodes/NAME.xml`.
     Node(NodeName),
+    /// The secrets of a node, sealed: `secrets/NAME.age`.
+    Secrets(NodeName),
+    /// What opens them all, sealed with a passphrase: `secrets.age`.
+    SecretsIdentity,
 }
 
 impl EntryPath {
@@ -76,6 +80,8 @@ impl EntryPath {
         match self {
             Self::Database => 3 << 30,
             Self::Node(_) => 256 << 20,
+            Self::Secrets(_) => 16 << 20,
+            Self::SecretsIdentity => 64 << 10,
         }
     }
 }
@@ -85,6 +91,8 @@ impl fmt::Display for EntryPath {
         match self {
             Self::Database => f.write_str("database.jsonl"),
             Self::Node(name) => write!(f, "nodes/{name}.xml"),
+            Self::Secrets(name) => write!(f, "secrets/{name}.age"),
+            Self::SecretsIdentity => f.write_str("secrets.age"),
         }
     }
 }
@@ -93,13 +101,17 @@ impl FromStr for EntryPath {
     type Err = String;
 
     fn from_str(path: &str) -> Result<Self, String> {
-        if path == Self::Database.to_string() {
-            return Ok(Self::Database);
+        for fixed in [Self::Database, Self::SecretsIdentity] {
+            if path == fixed.to_string() {
+                return Ok(fixed);
+            }
         }
-        path.strip_prefix("nodes/")
-            .and_then(|rest| rest.strip_suffix(".xml"))
-            .and_then(|name| name.parse().ok())
-            .map(Self::Node)
+        let named = |folder: &str, ending: &str| {
+            let name = path.strip_prefix(folder)?.strip_suffix(ending)?;
+            name.parse().ok()
+        };
+        let node = named("nodes/", ".xml").map(Self::Node);
+        node.or_else(|| named("secrets/", ".age").map(Self::Secrets))
             .ok_or_else(|| format!("{path:?} is not the name of an entry"))
     }
 }
@@ -128,6 +140,7 @@ mod tests {
         for wrong in ["", ".", "..", ".a", "a/b", "a\\b", "a b", "a\n", "ä", "a\0"] {
             assert!(wrong.parse::<NodeName>().is_err(), "{wrong:?}");
             assert!(format!("nodes/{wrong}.xml").parse::<EntryPath>().is_err());
+            assert!(format!("secrets/{wrong}.age").parse::<EntryPath>().is_err());
         }
         assert!("n".repeat(254).parse::<NodeName>().is_err());
         for wrong in [
@@ -143,8 +156,10 @@ mod tests {
     proptest! {
         #[test]
         fn names_are_written_as_they_are_read(name in "[A-Za-z0-9_-][A-Za-z0-9._-]{0,40}") {
-            let entry = EntryPath::Node(name.parse().unwrap());
-            prop_assert_eq!(entry.to_string().parse::<EntryPath>(), Ok(entry));
+            for kind in [EntryPath::Node, EntryPath::Secrets] {
+                let entry = kind(name.parse().unwrap());
+                prop_assert_eq!(entry.to_string().parse::<EntryPath>(), Ok(entry));
+            }
         }
     }
 }

@@ -16,7 +16,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 use time::macros::datetime;
-use vmtwin_cluster::manifest::{Cluster, Database, FORMAT, Node, NodeState, VERSION};
+use vmtwin_cluster::manifest::{
+    Cluster, Database, FORMAT, HeldSecrets, Node, NodeState, Sealed, VERSION,
+};
 use vmtwin_cluster::{Archive, EntryPath, Error, Manifest, NodeName, Parts};
 use vmtwin_testkit::run;
 use zip::write::SimpleFileOptions;
@@ -31,6 +33,7 @@ fn node(name: &str, state: NodeState) -> Node {
         state,
         as_of: (state != NodeState::Missing).then_some(datetime!(2026-11-22 19:22:41 UTC)),
         error: (state != NodeState::Collected).then(|| "does not answer".to_owned()),
+        secrets: None,
     }
 }
 
@@ -51,6 +54,7 @@ fn manifest() -> Manifest {
             node("node3", NodeState::Missing),
         ],
         database: Some(Database { schema: 2, rows: 3 }),
+        sealed: None,
         entries: Vec::new(),
     }
 }
@@ -128,6 +132,47 @@ fn what_was_put_in_comes_out_here_and_by_unzip() {
     // Nothing of the making is left.
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn sealed_secrets_are_entries_that_the_manifest_tells_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lab.zip");
+    let secrets = EntryPath::Secrets("node1".parse().unwrap());
+    let told = |nodes: bool, passphrase: bool| {
+        let mut manifest = manifest();
+        manifest.nodes[0].secrets = nodes.then(HeldSecrets::default);
+        manifest.sealed = passphrase.then(|| Sealed {
+            recipients: Vec::new(),
+            passphrase,
+        });
+        manifest
+    };
+    let publish = |manifest: Manifest, entries: &[EntryPath]| {
+        let mut parts = parts(folder.path(), [0, 1, 2]);
+        for entry in entries {
+            parts.add(entry.clone(), &mut &b"sealed"[..]).unwrap();
+        }
+        parts.publish(manifest, &path)
+    };
+    let both = [secrets.clone(), EntryPath::SecretsIdentity];
+    for (manifest, entries) in [
+        (told(false, false), &both[..1]),
+        (told(true, true), &both[..1]),
+        (told(true, true), &both[1..]),
+        (told(true, false), &both[..1]),
+        (told(false, true), &both[..]),
+    ] {
+        let error = publish(manifest, entries).unwrap_err();
+        assert!(matches!(error, Error::Manifest { .. }), "{error}");
+    }
+    publish(told(true, true), &both).unwrap();
+    let mut archive = Archive::open(&path).unwrap();
+    archive.verify().unwrap();
+    assert_eq!(read(&mut archive, &secrets), b"sealed");
+    let listed = run(Command::new("unzip").arg("-l").arg(&path)).stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    assert!(listed.contains("secrets/node1.age") && listed.contains("secrets.age"));
 }
 
 #[test]

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use time::macros::datetime;
 use vmtwin_cluster::node::{Hardware, Interface, InterfaceKind, Object, Objects, Part, Pci};
 use vmtwin_cluster::plan::{
-    Action, Item, Live, Mapping, Options, Plan, Section, Step, keep_passwords, paths, plan,
+    Action, GivenSecrets, Item, Live, Mapping, Options, Plan, Section, Step, keep_passwords, paths,
+    plan,
 };
 use vmtwin_cluster::{NodeDocument, chains};
 
@@ -91,12 +92,57 @@ fn live(document: &NodeDocument) -> Live<'_> {
         document,
         missing_paths: BTreeSet::new(),
         elsewhere: BTreeMap::new(),
+        secrets: None,
     }
 }
 
 fn find<'a>(plan: &'a Plan, name: &str) -> &'a Item {
     let mut found = plan.items.iter().filter(|item| item.name == name);
     found.next().unwrap_or_else(|| panic!("no {name}: {plan}"))
+}
+
+#[test]
+fn values_of_secrets_are_set_where_they_were_opened_and_differ() {
+    let uuid = "7e6b8d4e-0000-4000-8000-000000000001";
+    let mut secret = object("secret", uuid, uuid, "");
+    (secret.active, secret.autostart) = (None, None);
+    let then = document(vec![secret], vec![object("domain", "web", WEB, "")]);
+    let empty = document(Vec::new(), Vec::new());
+    let given = |differs: bool| {
+        Some(GivenSecrets {
+            values: [(uuid.to_owned(), differs)].into(),
+            passwords: [("web".to_owned(), differs)].into(),
+            files: [("node-tls.json".to_owned(), differs)].into(),
+        })
+    };
+    let planned = |now: &NodeDocument, secrets: Option<GivenSecrets>| {
+        let now = Live {
+            secrets,
+            ..live(now)
+        };
+        plan(&then, &now, &Options::default())
+    };
+
+    let unopened = planned(&empty, None);
+    assert!(!find(&unopened, uuid).steps.contains(&Step::SetValue));
+    assert!(find(&unopened, uuid).warnings[0].contains("--secrets-identity"));
+    let none = planned(&empty, Some(GivenSecrets::default()));
+    assert!(find(&none, uuid).warnings[0].contains("holds no value"));
+
+    let made = planned(&empty, given(true));
+    assert_eq!(find(&made, uuid).steps.last(), Some(&Step::SetValue));
+    assert!(find(&made, uuid).warnings.is_empty());
+    assert_eq!(find(&made, "node-tls.json").action, Action::Create);
+
+    let changed = planned(&then, given(true));
+    assert_eq!(find(&changed, uuid).differences, ["its value"]);
+    assert_eq!(find(&changed, uuid).steps, [Step::SetValue]);
+    assert_eq!(find(&changed, "web").differences, ["its passwords"]);
+    assert!(matches!(
+        find(&changed, "web").steps[..],
+        [Step::Define { .. }]
+    ));
+    assert!(planned(&then, given(false)).is_done());
 }
 
 /// What libvirt would hold after the steps.

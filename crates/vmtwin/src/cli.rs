@@ -22,6 +22,7 @@ pub(crate) use upkeep::{
     CheckArgs, CopyArgs, ForgetArgs, KeepArgs, PruneArgs, SnapshotCommand, VerifyArgs,
 };
 
+use crate::cluster::Recipients;
 use crate::twin_args::TwinArgs;
 
 /// Live backup of QEMU/KVM guests: milliseconds of pause, nothing installed in the guest.
@@ -104,6 +105,14 @@ pub(crate) struct Global {
         value_parser = upkeep::parse_age
     )]
     pub(crate) object_lock: Option<time::Duration>,
+    /// Public keys of age that secrets in backups of the cluster are sealed for: age1…,age1…
+    #[arg(
+        long,
+        global = true,
+        env = "VMTWIN_SECRETS_RECIPIENT",
+        value_name = "KEYS"
+    )]
+    pub(crate) secrets_recipient: Option<Recipients>,
     /// In S3 with versions: the repository as it was then, whatever was removed since (RFC 3339)
     #[arg(long, global = true, value_name = "TIME", value_parser = point)]
     pub(crate) as_of: Option<time::OffsetDateTime>,

@@ -24,7 +24,7 @@ const OF_USER: &str = "config.toml";
 /// Longest file, bytes.
 const MAX_BYTES: u64 = 64 << 10;
 /// What may stand at the top: options of every command that say where things are.
-const TOP: [&str; 7] = [
+const TOP: [&str; 8] = [
     "home",
     "repo",
     "database",
@@ -32,6 +32,7 @@ const TOP: [&str; 7] = [
     "password_command",
     "deletion_delay",
     "object_lock",
+    "secrets_recipient",
 ];
 /// Commands whose options may be set too.
 const COMMANDS: [&str; 1] = ["serve"];

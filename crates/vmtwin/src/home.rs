@@ -27,6 +27,7 @@ use vmtwin_repository::{Location, Password, Repository, S3Files, Store, StoreOpt
 
 use crate::cancel::Cancel;
 use crate::cli::Global;
+use crate::cluster::Recipients;
 
 pub(crate) use named::{MAIN, Named};
 
@@ -43,6 +44,7 @@ pub(crate) struct Home {
     password_command: Option<String>,
     deletion_delay: Option<time::Duration>,
     object_lock: Option<time::Duration>,
+    secrets_recipient: Option<Recipients>,
     as_of: Option<time::OffsetDateTime>,
     cancel: Cancel,
 }
@@ -77,6 +79,7 @@ impl Home {
             password_command: global.password_command.clone(),
             deletion_delay: global.deletion_delay,
             object_lock: global.object_lock,
+            secrets_recipient: global.secrets_recipient.clone(),
             as_of: global.as_of,
             cancel: cancel.clone(),
         })
@@ -99,6 +102,11 @@ impl Home {
         pass("VMTWIN_PASSWORD_FILE", file.map(AsRef::as_ref));
         let by = self.password_command.as_deref();
         pass("VMTWIN_PASSWORD_COMMAND", by.map(AsRef::as_ref));
+        let recipients = self.secrets_recipient.as_ref().map(ToString::to_string);
+        pass(
+            "VMTWIN_SECRETS_RECIPIENT",
+            recipients.as_deref().map(AsRef::as_ref),
+        );
         for (key, time) in [
             ("VMTWIN_DELETION_DELAY", self.deletion_delay),
             ("VMTWIN_OBJECT_LOCK", self.object_lock),
@@ -111,6 +119,11 @@ impl Home {
     /// How long what is written to S3 is locked; none: not at all.
     pub(crate) fn object_lock(&self) -> Option<time::Duration> {
         self.object_lock.filter(|time| time.is_positive())
+    }
+
+    /// Whom secrets in backups of the cluster are sealed for.
+    pub(crate) fn secrets_recipients(&self) -> Option<&Recipients> {
+        self.secrets_recipient.as_ref()
     }
 
     /// How long forgotten snapshots stay; none: they go at once.
@@ -363,6 +376,20 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a file that is not there, for this user alone.
+pub(crate) fn write_new_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -4,6 +4,8 @@
 //!   manifest.json         first; says what follows, with sizes and hashes
 //!   database.jsonl
 //!   nodes/NAME.xml        in the order of their names
+//!   secrets/NAME.age      the same, of those whose secrets are here; sealed, so no two are the same
+//!   secrets.age           what opens them, sealed with a passphrase
 //! ```
 //!
 //! Any unzip reads it. It is written in one way only, so that the same parts give the same bytes:

@@ -53,7 +53,10 @@ fn domain(cx: &mut Context<'_>, object: &Object) -> Item {
         Err(why) => return one.cannot(format!("its definition cannot be read: {why}")),
     };
     let live = find(&cx.live.document.r#virtual.objects, object);
-    if let Err(why) = define(object, live, definition, &then, &mut one) {
+    let passwords = cx.live.secrets.as_ref();
+    let passwords = passwords.and_then(|given| given.passwords.get(&object.name));
+    let passwords = passwords.is_some_and(|differ| *differ);
+    if let Err(why) = define(object, live, (definition, &then), passwords, &mut one) {
         return one.cannot(why);
     }
     set_autostart(object, live, &mut one);
@@ -92,8 +95,8 @@ fn domain(cx: &mut Context<'_>, object: &Object) -> Item {
 fn define(
     object: &Object,
     live: Option<&Object>,
-    definition: String,
-    then: &Element,
+    (definition, then): (String, &Element),
+    passwords: bool,
     one: &mut Item,
 ) -> Result<(), String> {
     if let Some(live) = live {
@@ -109,6 +112,9 @@ fn define(
         let now = Element::parse(&live.definition)
             .map_err(|why| format!("what this node has cannot be read: {why}"))?;
         one.differences = difference(&now, then);
+        if passwords {
+            one.differences.push("its passwords".to_owned());
+        }
         if one.differences.is_empty() {
             return Ok(());
         }

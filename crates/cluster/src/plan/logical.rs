@@ -28,6 +28,7 @@ pub(super) fn items(cx: &mut Context<'_>) -> Vec<Item> {
             items.push(item(Section::Logical, &object.kind, &object.name).cannot(why));
         }
     }
+    items.extend(files(cx));
     items.extend(unknown(
         Section::Logical,
         objects,
@@ -113,6 +114,9 @@ fn logical(cx: &mut Context<'_>, object: &Object) -> Item {
         one.steps.push(Step::Define { definition });
     }
     switch(cx, object, live, &then, &mut one);
+    if object.kind == "secret" {
+        set_value(cx, object, live, &mut one);
+    }
     one.action = match live {
         None => Action::Create,
         Some(_) if one.steps.is_empty() => Action::Same,
@@ -121,14 +125,49 @@ fn logical(cx: &mut Context<'_>, object: &Object) -> Item {
             Action::Change
         }
     };
-    if object.kind == "secret" && live.is_none() {
-        one.warnings.push(format!(
-            "its value is in no backup: virsh secret-set-value {} --interactive",
-            object.name
-        ));
-    }
     warn_of_interfaces(cx, &then, &mut one);
     one
+}
+
+/// A step where the node has another value, or a warning where it will have none.
+fn set_value(cx: &Context<'_>, object: &Object, live: Option<&Object>, one: &mut Item) {
+    let given = cx.live.secrets.as_ref();
+    let differs = given.and_then(|given| given.values.get(object.uuid.as_ref()?));
+    match differs {
+        Some(true) => {
+            one.steps.push(Step::SetValue);
+            if live.is_some() {
+                one.differences.push("its value".to_owned());
+            }
+        }
+        Some(false) => {}
+        None if live.is_none() => {
+            let why = match given {
+                Some(_) => "the backup holds no value of it",
+                None => "its value is sealed in the backup, or not there (--secrets-identity)",
+            };
+            let name = &object.name;
+            one.warnings.push(format!(
+                "{why}: virsh secret-set-value {name} --interactive"
+            ));
+        }
+        None => {}
+    }
+}
+
+/// Files of the node's own that it has lost.
+fn files(cx: &Context<'_>) -> Vec<Item> {
+    let given = cx.live.secrets.as_ref();
+    let all = given.into_iter().flat_map(|given| &given.files);
+    let items = all.map(|(name, is_missing)| {
+        let mut one = item(Section::Logical, "file", name);
+        if *is_missing {
+            one.action = Action::Create;
+            one.steps.push(Step::KeepFile);
+        }
+        one
+    });
+    items.collect()
 }
 
 /// Guests name networks, pools and filters by name, so one that was made again since under another

@@ -15,7 +15,7 @@
 //! | `domain.rs` | guests with their snapshots and checkpoints |
 //! | `needs.rs` | what a definition names that must be there |
 //! | `map.rs` | `--map` |
-//! | `passwords.rs` | passwords of displays, which no backup holds |
+//! | `passwords.rs` | passwords in definitions, which no document holds |
 //! | `difference.rs` | differences for people |
 //! | `text.rs` | the plan for people |
 //!
@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use hardware::{HardwareDifference, compare_hardware};
 pub use map::{Mapping, PciAddress};
-pub use passwords::keep_passwords;
+pub use passwords::{keep_passwords, passwords};
 
 use crate::node::{NodeDocument, Object};
 use crate::xml::Element;
@@ -88,6 +88,19 @@ pub struct Live<'a> {
     pub missing_paths: BTreeSet<String>,
     /// Guests, by UUID, of which another node's last known configuration says that it has them.
     pub elsewhere: BTreeMap<String, String>,
+    /// What is known of the secrets of the backup, where they were opened.
+    pub secrets: Option<GivenSecrets>,
+}
+
+/// What a plan wants to know of secrets: which there are, and not what they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GivenSecrets {
+    /// UUIDs of libvirt's secrets whose values there are, and whether the node has another one, or none.
+    pub values: BTreeMap<String, bool>,
+    /// Names of guests with passwords, and whether the node's guest has others.
+    pub passwords: BTreeMap<String, bool>,
+    /// Files of the node's own, and whether it has none of that name: one that is there stays.
+    pub files: BTreeMap<String, bool>,
 }
 
 /// What a restore would do with one thing.
@@ -139,6 +152,10 @@ pub enum Step {
         /// The definition.
         definition: String,
     },
+    /// Gives a secret the value that the backup holds.
+    SetValue,
+    /// Writes a file of the node's own, where there is none.
+    KeepFile,
     /// Makes a pool's folder.
     BuildPool,
     /// Starts it.

@@ -13,7 +13,15 @@ use serde_json::{Map, Value, json};
 use crate::cli::Cli;
 
 /// Commands that are no requests: they serve, print for a shell, or are this program's own.
-const NOT_ASKED_FOR: &[&str] = &["serve", "completions", "man", "schedule follow", "help"];
+const NOT_ASKED_FOR: &[&str] = &[
+    "serve",
+    "completions",
+    "man",
+    "schedule follow",
+    "help",
+    // What it makes is to be kept away from this host.
+    "cluster secrets-key",
+];
 /// Longest value.
 const MAX_VALUE_CHARS: usize = 1024;
 /// Most values of one argument.

@@ -276,6 +276,15 @@ mod tests {
             ("cluster view /home/cluster/../x", Scope::Admin),
             ("cluster view s3://bucket/x.zip", Scope::Admin),
             ("cluster backup --output s3://bucket/x", Scope::Admin),
+            ("cluster backup --with-secrets", Scope::Backup),
+            (
+                "cluster backup --with-secrets --secrets-passphrase-file /etc/hostname",
+                Scope::Admin,
+            ),
+            (
+                "cluster validate /home/cluster/lab.zip --secrets-identity /root/key",
+                Scope::Admin,
+            ),
             (
                 "export latest --listen 0.0.0.0:1 --allow-remote",
                 Scope::Admin,
@@ -301,6 +310,7 @@ mod tests {
             "backup web01 --password-command sh",
             "backup web01 --password-file /etc/shadow",
             "backup web01 --worker",
+            "cluster secrets-key /home/cluster/x",
             "backup web01 --server http://elsewhere",
             "vm list --database postgres://x/y",
         ] {

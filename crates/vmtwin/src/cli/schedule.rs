@@ -97,6 +97,10 @@ pub(crate) struct ScheduleAddArgs {
     /// Folder for backups of the cluster, or s3://BUCKET/PREFIX [default: the home folder's]
     #[arg(long, value_name = "DIR", requires = "cluster")]
     pub(crate) output: Option<PathBuf>,
+    /// With the cluster's secrets, sealed for the secrets_recipient in the config file of the host that
+    /// makes the backup
+    #[arg(long, requires = "cluster")]
+    pub(crate) with_secrets: bool,
     /// In a cluster: follow it on this host alone, for guests that are on it
     #[arg(long)]
     pub(crate) this_host: bool,

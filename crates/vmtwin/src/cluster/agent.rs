@@ -6,7 +6,8 @@
 //! | `POST /v1/cluster/join` | who has a token | a certificate and the database's URL |
 //! | `GET /v1/node` | nodes | name, version, guests |
 //! | `GET /v1/node/config` | nodes | the node's configuration as it is now, XML |
-//! | `POST /v1/node/restore/…` | nodes that this one allows | `restoring.rs` |
+//! | `POST /v1/node/secrets` | nodes that this one allows | its secrets, sealed for keys in the request: `secrets/serve.rs` |
+//! | `POST /v1/node/restore/…` | the same | `restoring.rs` |
 //!
 //! A node is who shows a certificate of the authority that the catalog knows, and that was not
 //! taken back; it is looked up for each request, and without the database nobody is let in. A
@@ -33,6 +34,7 @@ use vmtwin_server::{Limits, Listener, PeerCertificate, Problem};
 use super::membership::{self, JoinRequest};
 use super::node::{Identity, collect};
 use super::restoring::{self, Restores};
+use super::secrets;
 use crate::cancel::Cancel;
 use crate::cli::ServeArgs;
 use crate::db::Db;
@@ -219,6 +221,7 @@ fn router(agent: &Shared) -> Router {
         .route("/v1/node", get(status))
         .route("/v1/node/config", get(config))
         .merge(restoring::routes(agent))
+        .merge(secrets::routes(agent))
         .route_layer(middleware::from_fn_with_state(
             Arc::clone(agent),
             require_node,

@@ -18,6 +18,7 @@ use vmtwin_server::Client;
 
 use super::agent::{NodeStatus, WARNINGS};
 use super::membership::credentials;
+use super::secrets::{self, Recipients};
 use crate::cancel::Cancel;
 use crate::db::Db;
 use crate::home::Home;
@@ -61,6 +62,8 @@ pub(super) struct Reply {
     /// Which one of those that were asked.
     pub(super) index: usize,
     pub(super) given: Result<Given>,
+    /// Its secrets, where they were asked for and it gave its configuration.
+    pub(super) secrets: Option<Result<secrets::Given>>,
     pub(super) seconds: f64,
     pub(super) tries: u32,
 }
@@ -134,25 +137,34 @@ async fn line(client: &Client, node: Node) -> NodeLine {
     }
 }
 
+/// What nodes are asked for, and how.
+pub(super) struct Asking<'a> {
+    pub(super) client: Client,
+    /// How long a node may take.
+    pub(super) limit: Duration,
+    /// Where answers are kept.
+    pub(super) scratch: &'a Path,
+    /// Whom they shall seal their secrets for, if they are asked for them.
+    pub(super) recipients: Option<&'a Recipients>,
+    pub(super) cancel: Cancel,
+}
+
 /// Asks nodes for their configuration, and hands each reply over as it comes.
 pub(super) fn configurations(
-    client: &Client,
+    asking: &Asking<'_>,
     nodes: &[Node],
-    limit: Duration,
-    scratch: &Path,
-    cancel: &Cancel,
     mut reply: impl FnMut(Reply) -> Result<()>,
 ) -> Result<()> {
     let runtime = runtime()?;
     let done = runtime.block_on(async {
-        let mut replies = begin(client, nodes, limit, scratch);
+        let mut replies = begin(asking, nodes);
         loop {
             match tokio::time::timeout(TICK, replies.recv()).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(one)) => tokio::task::block_in_place(|| reply(one))?,
                 Err(_) => {}
             }
-            if cancel.is_set() {
+            if asking.cancel.is_set() {
                 bail!("stopped by a signal");
             }
         }
@@ -163,36 +175,36 @@ pub(super) fn configurations(
 }
 
 /// Begins to ask all of them; the replies, in the order in which they come.
-fn begin(
-    client: &Client,
-    nodes: &[Node],
-    limit: Duration,
-    scratch: &Path,
-) -> mpsc::Receiver<Reply> {
+fn begin(asking: &Asking<'_>, nodes: &[Node]) -> mpsc::Receiver<Reply> {
     // Of one reply: who is not taken up yet waits with its file, not with its document.
     let (sender, replies) = mpsc::channel(1);
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let checks = Arc::new(Semaphore::new(CHECKS_AT_ONCE));
+    let (limit, recipients) = (asking.limit, asking.recipients.map(Recipients::texts));
     for (index, node) in nodes.iter().enumerate() {
         let asker = Asker {
-            client: client.clone(),
+            client: asking.client.clone(),
             node: node.clone(),
-            scratch: scratch.to_owned(),
+            scratch: asking.scratch.to_owned(),
             checks: Arc::clone(&checks),
+            limit,
         };
+        let recipients = recipients.clone();
         let (sender, room) = (sender.clone(), Arc::clone(&room));
         tokio::spawn(async move {
             let _permit = room.acquire().await;
             let begun = Instant::now();
             let mut tries = 0;
-            let given = match tokio::time::timeout(limit, asker.try_often(&mut tries)).await {
-                Ok(given) => given,
-                Err(_) => Err(anyhow::anyhow!("no answer within {} s", limit.as_secs())),
+            let given = asker.within(&mut tries, || asker.configuration()).await;
+            let secrets = match recipients.filter(|_| given.is_ok()) {
+                Some(keys) => Some(asker.within(&mut 0, || asker.secrets(&keys)).await),
+                None => None,
             };
             let seconds = begun.elapsed().as_secs_f64();
             let reply = Reply {
                 index,
                 given,
+                secrets,
                 seconds,
                 tries,
             };
@@ -208,30 +220,33 @@ struct Asker {
     node: Node,
     scratch: PathBuf,
     checks: Arc<Semaphore>,
+    limit: Duration,
 }
 
 impl Asker {
-    /// Asks again while what happened may pass. The request changes nothing, so it may be repeated.
-    async fn try_often(&self, tries: &mut u32) -> Result<Given> {
-        loop {
-            *tries += 1;
-            let error = match self.try_once().await {
-                Ok(given) => return Ok(given),
-                Err(error) => error,
-            };
-            let transient = error
-                .downcast_ref::<vmtwin_server::Error>()
-                .is_some_and(vmtwin_server::Error::is_transient);
-            if !transient || *tries == TRIES {
-                return Err(error);
-            }
-            let pause = PAUSE * 2u32.pow(*tries - 1);
-            let chance = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
-            tokio::time::sleep(pause.mul_f64(0.5 + chance / 2.0)).await;
-        }
+    /// Asks until there is an answer, within the time that a node has.
+    async fn within<T, F: Future<Output = Result<T>>>(
+        &self,
+        tries: &mut u32,
+        once: impl Fn() -> F,
+    ) -> Result<T> {
+        let answer = tokio::time::timeout(self.limit, try_often(tries, once)).await;
+        let late = |_| anyhow::anyhow!("no answer within {} s", self.limit.as_secs());
+        answer.map_err(late)?
     }
 
-    async fn try_once(&self) -> Result<Given> {
+    async fn secrets(&self, recipients: &[String]) -> Result<secrets::Given> {
+        let address = self.node.address.as_deref().context("it has no agent")?;
+        let wanted = serde_json::to_vec(&secrets::Wanted {
+            recipients: recipients.to_vec(),
+        })?;
+        let id = self.node.id.as_str();
+        let asked = self.client.post_json(address, id, secrets::PATH, wanted);
+        let text = asked.await?.bytes(secrets::MAX_GIVEN_BYTES).await?;
+        serde_json::from_slice(&text).context("its secrets cannot be read")
+    }
+
+    async fn configuration(&self) -> Result<Given> {
         let address = self.node.address.as_deref().context("it has no agent")?;
         let id = self.node.id.as_str();
         let answer = self.client.get(address, id, "/v1/node/config").await?;
@@ -254,6 +269,29 @@ impl Asker {
             })
         })
         .await?
+    }
+}
+
+/// Asks again while what happened may pass. The requests change nothing, so they may be repeated.
+async fn try_often<T, F: Future<Output = Result<T>>>(
+    tries: &mut u32,
+    once: impl Fn() -> F,
+) -> Result<T> {
+    loop {
+        *tries += 1;
+        let error = match once().await {
+            Ok(given) => return Ok(given),
+            Err(error) => error,
+        };
+        let transient = error
+            .downcast_ref::<vmtwin_server::Error>()
+            .is_some_and(vmtwin_server::Error::is_transient);
+        if !transient || *tries == TRIES {
+            return Err(error);
+        }
+        let pause = PAUSE * 2u32.pow(*tries - 1);
+        let chance = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        tokio::time::sleep(pause.mul_f64(0.5 + chance / 2.0)).await;
     }
 }
 

@@ -15,9 +15,11 @@ use vmtwin_hypervisor::guard::GuardCommand;
 use vmtwin_hypervisor::undo::Undo;
 use vmtwin_hypervisor::undo_guard::UndoGuard;
 
+use super::apply::wire::clean;
 use super::ask;
 use super::cli::ClusterBackupArgs;
 use super::node::{Identity, collect};
+use super::secrets::{self, Sealing};
 use crate::db::Db;
 use crate::failpoint::pass;
 use crate::home::Home;
@@ -25,6 +27,9 @@ use crate::ui::Ui;
 
 /// Longest time that a backup may take.
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Most warnings of one node about its secrets.
+const MAX_WARNINGS: usize = 100;
 
 /// What a backup did.
 #[derive(Debug, Serialize)]
@@ -37,6 +42,8 @@ pub(crate) struct BackupReport {
     /// Agents that were asked, in the order of their answers.
     pub(crate) asked: Vec<Asked>,
     pub(crate) database: Option<Database>,
+    /// Who can open its secrets, if they were asked for.
+    pub(crate) sealed: Option<manifest::Sealed>,
     /// Older backups that were removed.
     pub(crate) removed: Vec<PathBuf>,
     pub(crate) warnings: Vec<String>,
@@ -66,6 +73,7 @@ pub(crate) struct Listed {
 
 /// Backs up this node, the others as they are or were last known, and the database.
 pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<BackupReport> {
+    let sealing = Sealing::of(home, args)?;
     let db = Db::open(home)?;
     let cluster = db
         .run(async |catalog| catalog.cluster().await)?
@@ -89,6 +97,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         parts: &mut parts,
         ui,
         warnings: &mut warnings,
+        sealing: sealing.as_ref(),
     }
     .run(&document, Duration::from_secs(args.node_timeout))?;
     pass("cluster-collected")?;
@@ -99,8 +108,12 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         let why = node.error.as_deref().unwrap_or("not asked");
         match node.as_of {
             Some(as_of) => format!(
-                "{}: {why}; its last known configuration is of {as_of}",
-                node.name
+                "{}: {why}; its last known configuration is of {as_of}{}",
+                node.name,
+                match sealing {
+                    Some(_) => ", without its secrets",
+                    None => "",
+                }
             ),
             None => format!("{}: {why}; no configuration is known", node.name),
         }
@@ -112,10 +125,15 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         );
     }
     let database = add_database(&db, &mut parts)?;
+    let sealed = sealing.map(|sealing| sealing.finish(&mut parts));
+    let sealed = sealed.transpose()?;
     pass("cluster-dumped")?;
     let manifest = Manifest {
         format: FORMAT.to_owned(),
-        version: manifest::VERSION,
+        version: match sealed {
+            Some(_) => manifest::VERSION,
+            None => manifest::VERSION_WITHOUT_SECRETS,
+        },
         cluster: manifest::Cluster {
             id: cluster.id.clone(),
             name: cluster.name.clone(),
@@ -125,6 +143,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         coordinator: document.name,
         nodes,
         database: Some(database),
+        sealed,
         entries: Vec::new(),
     };
     std::fs::create_dir_all(&folder)
@@ -145,6 +164,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         nodes: manifest.nodes,
         asked,
         database: manifest.database,
+        sealed: manifest.sealed,
         removed,
         warnings,
     })
@@ -170,6 +190,7 @@ struct Collecting<'a> {
     parts: &'a mut Parts,
     ui: &'a Ui,
     warnings: &'a mut Vec<String>,
+    sealing: Option<&'a Sealing>,
 }
 
 impl Collecting<'_> {
@@ -182,7 +203,11 @@ impl Collecting<'_> {
         for row in rows {
             if row.id.as_str() == own.id {
                 let xml = own.to_xml()?;
-                let node = collected(&row, own.taken_at)?;
+                let mut node = collected(&row, own.taken_at)?;
+                let given = self.sealing.map(|sealing| {
+                    secrets::Given::of_this_node(self.home, &own.id, &sealing.recipients)
+                });
+                self.add_secrets(&mut node, given)?;
                 nodes.push(self.add(node, &mut xml.as_bytes())?);
             } else if client.is_some() && row.address.is_some() {
                 to_ask.push(row);
@@ -198,8 +223,14 @@ impl Collecting<'_> {
         }
         if let Some(client) = client {
             pass("cluster-asked")?;
-            let (scratch, cancel) = (self.home.run_dir()?, self.home.cancel());
-            ask::configurations(&client, &to_ask, limit, &scratch, &cancel, |reply| {
+            let asking = ask::Asking {
+                client,
+                limit,
+                scratch: &self.home.run_dir()?,
+                recipients: self.sealing.map(|sealing| &sealing.recipients),
+                cancel: self.home.cancel(),
+            };
+            ask::configurations(&asking, &to_ask, |reply| {
                 let row = &to_ask[reply.index];
                 asked.push(Asked {
                     node: row.name.parse()?,
@@ -207,7 +238,7 @@ impl Collecting<'_> {
                     tries: reply.tries,
                 });
                 let node = match reply.given {
-                    Ok(given) => self.add_given(row, given)?,
+                    Ok(given) => self.add_given(row, given, reply.secrets)?,
                     Err(error) => self.add_last_known(row, format!("{error:#}"))?,
                 };
                 nodes.push(node);
@@ -225,8 +256,40 @@ impl Collecting<'_> {
         Ok(node)
     }
 
-    fn add_given(&mut self, row: &vmtwin_catalog::Node, mut given: ask::Given) -> Result<Node> {
-        let node = self.add(collected(row, given.taken_at)?, &mut given.file)?;
+    /// Adds what a node gave of its secrets, or says why they are not there.
+    fn add_secrets(
+        &mut self,
+        node: &mut Node,
+        given: Option<Result<secrets::Given>>,
+    ) -> Result<()> {
+        let Some(given) = given else { return Ok(()) };
+        let given = match given {
+            Ok(given) => given,
+            Err(error) => {
+                let name = &node.name;
+                let why = format!("{name}: its secrets are not in the backup: {error:#}");
+                self.warnings.push(why);
+                return Ok(());
+            }
+        };
+        let path = EntryPath::Secrets(node.name.clone());
+        self.parts.add(path, &mut given.sealed()?.as_slice())?;
+        let told = given.warnings.iter().take(MAX_WARNINGS);
+        let told = told.map(|told| format!("{}: {}", node.name, clean(told)));
+        self.warnings.extend(told);
+        node.secrets = Some(given.held);
+        Ok(())
+    }
+
+    fn add_given(
+        &mut self,
+        row: &vmtwin_catalog::Node,
+        mut given: ask::Given,
+        secrets: Option<Result<secrets::Given>>,
+    ) -> Result<Node> {
+        let mut node = collected(row, given.taken_at)?;
+        self.add_secrets(&mut node, secrets)?;
+        let node = self.add(node, &mut given.file)?;
         let told = given.warnings.map(|told| format!("{}: {told}", node.name));
         self.warnings.extend(told);
         Ok(node)
@@ -256,6 +319,7 @@ fn collected(row: &vmtwin_catalog::Node, taken_at: OffsetDateTime) -> Result<Nod
         state: NodeState::Collected,
         as_of: Some(taken_at),
         error: None,
+        secrets: None,
     })
 }
 

@@ -52,10 +52,13 @@ pub(crate) enum ClusterCommand {
     #[command(
         after_help = "Examples:\n  vmtwin cluster backup\n  vmtwin cluster backup --output \
         /backup/cluster --keep 14 --json\n  vmtwin cluster backup --output s3://backups/cluster --keep \
-        30\n\nThis node's configuration is taken, and the agents of \
+        30\n  vmtwin cluster backup --with-secrets --secrets-recipient age1…\n  vmtwin cluster backup \
+        --with-secrets --secrets-passphrase-file /root/passphrase\n\nThis node's configuration is taken, and the agents of \
         all others (vmtwin serve) are asked for theirs. Of a node that does not answer the last \
         known one is taken. Such nodes are named in the file and in the report, with exit code \
-        3."
+        3.\n\nWithout --with-secrets no password is in it. With it each node seals its own for \
+        --secrets-recipient, so that only who has the key (cluster secrets-key) opens them, and a node \
+        gives them to those only that may restore it (cluster node allow-restore)."
     )]
     Backup(ClusterBackupArgs),
     /// List backups
@@ -88,6 +91,20 @@ pub(crate) enum ClusterCommand {
     Validate {
         /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
         file: PathBuf,
+        #[command(flatten)]
+        open: OpenArgs,
+    },
+    /// Make a key for secrets in backups: the file opens them, what is printed seals them
+    #[command(
+        name = "secrets-key",
+        after_help = "Example:\n  vmtwin cluster secrets-key /media/usb/secrets.key\n  vmtwin cluster \
+        backup --with-secrets --secrets-recipient age1…\n\nKeep the file away from the nodes: it is \
+        needed for a restore only, and nobody who has it not opens the secrets. It is one of age \
+        (age-encryption.org), which opens them too: age -d -i FILE secrets/NODE.age"
+    )]
+    SecretsKey {
+        /// File of the key; one that is not there
+        file: PathBuf,
     },
     /// Bring nodes and the database back: plan, show, apply
     #[command(
@@ -96,7 +113,8 @@ pub(crate) enum ClusterCommand {
         vmtwin cluster restore lab.zip --node node3 --onto node4 --to-new-hardware\n  vmtwin \
         cluster restore lab.zip --node node1 --to-new-hardware --map br0=br7 --map \
         /srv/images=/data/images --map 0000:01:00.0=0000:41:00.0 --map cpus:2-3=6-7\n  vmtwin \
-        cluster restore lab.zip --only-database --force\n\nThe whole backup is read and checked \
+        cluster restore lab.zip --only-database --force\n  vmtwin cluster restore lab.zip \
+        --secrets-identity /media/usb/secrets.key\n\nThe whole backup is read and checked \
         first. Without --node all of its nodes are restored: this one here, others by their agents, \
         where they let this one (cluster node allow-restore). What a node's libvirt has and the \
         backup too is made what it was; what only the node has stays; volumes are never touched, and running guests only with --force (their \
@@ -153,6 +171,8 @@ pub(crate) struct ClusterRestoreArgs {
     /// Show what would be done, and do nothing
     #[arg(long, conflicts_with_all = ["only_database", "yes"])]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
 }
 
 /// Port of agents.
@@ -262,6 +282,23 @@ pub(crate) struct ClusterBackupArgs {
     /// those without
     #[arg(long, value_name = "WORD", value_parser = label)]
     pub(crate) label: Option<String>,
+    /// With values of libvirt's secrets, passwords of guests and keys of the nodes, sealed
+    #[arg(long)]
+    pub(crate) with_secrets: bool,
+    /// Seal them with the first line of this file too [beside: --secrets-recipient]
+    #[arg(long, value_name = "FILE", requires = "with_secrets")]
+    pub(crate) secrets_passphrase_file: Option<PathBuf>,
+}
+
+/// How secrets in a backup are opened.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct OpenArgs {
+    /// Open the backup's secrets with the key in this file, as secrets-key or age-keygen writes it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secrets_identity: Option<PathBuf>,
+    /// Open them with the passphrase in its first line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secrets_passphrase_file: Option<PathBuf>,
 }
 
 /// Letters, digits, `-`, `_` and `.`.

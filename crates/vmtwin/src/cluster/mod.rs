@@ -23,6 +23,7 @@ pub(crate) mod permission;
 pub(crate) mod place;
 mod restore;
 mod restoring;
+mod secrets;
 mod validate;
 
 pub(crate) use apply::restore;
@@ -30,4 +31,5 @@ pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
 pub(crate) use node::{Identity, collect, create, fingerprint, join};
 pub(crate) use restore::{RestoreReport, restore_database};
+pub(crate) use secrets::{Recipients, new_identity};
 pub(crate) use validate::{ValidateReport, read_node, validate};

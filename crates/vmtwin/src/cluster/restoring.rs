@@ -95,7 +95,7 @@ pub(super) fn routes(agent: &Shared) -> Router<Shared> {
         ))
 }
 
-async fn require_permission(
+pub(super) async fn require_permission(
     State(agent): State<Shared>,
     Extension(Asking(node)): Extension<Asking>,
     Extension(name): Extension<PeerName>,
@@ -110,11 +110,11 @@ async fn require_permission(
         return next.run(request).await;
     }
     let asker = named(&agent, &node).await;
-    tracing::warn!(%asker, "a node asked for a restore of this one, and may not");
+    tracing::warn!(%asker, "a node asked for this one's restore or secrets, and may not");
     let own = &agent.identity.name;
     let why = format!(
-        "{own} does not let {asker} restore it; if it shall, run on {own}: vmtwin cluster node \
-         allow-restore {asker}"
+        "{own} does not let {asker} restore it, or have its secrets; if it shall, run on {own}: vmtwin \
+         cluster node allow-restore {asker}"
     );
     Problem::new(StatusCode::FORBIDDEN, why).into_response()
 }
@@ -163,6 +163,15 @@ async fn read(agent: &Agent, request: Request) -> Result<Wanted, Problem> {
             );
             return Err(Problem::new(StatusCode::CONFLICT, why));
         }
+        if order
+            .secrets
+            .as_ref()
+            .is_some_and(|it| it.secrets.node != document.id)
+        {
+            return Err(wrong(
+                "the secrets are not those of the document's node".to_owned(),
+            ));
+        }
         Ok(Wanted { order, document })
     });
     read.await
@@ -171,8 +180,12 @@ async fn read(agent: &Agent, request: Request) -> Result<Wanted, Problem> {
 
 async fn prepare(agent: &Shared, wanted: Wanted) -> Result<(Prepared, Order), Problem> {
     let prepared = blocking(agent, move |agent| {
-        let Wanted { order, document } = wanted;
-        let prepared = host::prepare(&agent.home, &agent.db, &document, &order.options)?;
+        let Wanted {
+            mut order,
+            document,
+        } = wanted;
+        let node = (&document, order.secrets.take());
+        let prepared = host::prepare(&agent.home, &agent.db, node, &order.options)?;
         Ok((prepared, order))
     });
     prepared.await.map_err(|error| failed(&error))
@@ -309,8 +322,8 @@ fn apply(agent: &Agent, prepared: &Prepared, force: bool, outcome: &mut Outcome)
             (status.done, status.what) = (done, what.to_owned());
         }
     };
-    let cancel = agent.home.cancel();
-    steps::apply(&prepared.plan, force, &cancel, &progress, outcome)
+    host::keep_secrets(&agent.home, prepared).context("the secrets here cannot be kept")?;
+    steps::apply(&agent.home, prepared, force, &progress, outcome)
 }
 
 fn folder(home: &Home) -> Result<PathBuf> {

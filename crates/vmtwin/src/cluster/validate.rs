@@ -12,6 +12,8 @@ use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
 
 use super::apply::host::plan_of;
 use super::backup::{own_node, refuse_other_cluster};
+use super::cli::OpenArgs;
+use super::secrets::Opening;
 use crate::db::Db;
 use crate::home::Home;
 
@@ -20,6 +22,8 @@ use crate::home::Home;
 pub(crate) struct ValidateReport {
     /// Entries that were read to their end.
     pub(crate) entries: usize,
+    /// Nodes whose secrets were opened with the key that was given.
+    pub(crate) secrets_opened: Vec<String>,
     /// Nodes of the backup that are not in the cluster any more.
     pub(crate) nodes_gone: Vec<String>,
     /// Nodes of the cluster that the backup does not know.
@@ -53,9 +57,10 @@ impl ValidateReport {
 }
 
 /// Reads all of a backup and compares it.
-pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
+pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<ValidateReport> {
     let mut archive = Archive::open(file)?;
     archive.verify()?;
+    let opening = Opening::of(open, &mut archive)?;
     let mut report = ValidateReport {
         entries: archive.manifest().entries.len(),
         ..ValidateReport::default()
@@ -67,6 +72,11 @@ pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
             .is_some()
         {
             read_node(&mut archive, &node.name)?;
+        }
+        if let Some(opening) = &opening
+            && opening.node(&mut archive, &node)?.is_some()
+        {
+            report.secrets_opened.push(node.name.to_string());
         }
     }
     let db = Db::open(home)?;
@@ -97,7 +107,8 @@ pub(crate) fn validate(home: &Home, file: &Path) -> Result<ValidateReport> {
         report.hardware_missing = difference.missing;
         report.hardware_new = difference.new;
         report.hardware_changed = difference.changed;
-        match plan_of(home, &db, &then) {
+        let opened = opening.map(|opening| opening.node(&mut archive, &own));
+        match plan_of(home, &db, (&then, opened.transpose()?.flatten())) {
             Ok(plan) => report.plan = Some(plan),
             Err(error) => report.plan_error = Some(format!("{error:#}")),
         }

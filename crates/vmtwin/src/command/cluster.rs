@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use vmtwin_cluster::manifest::{Manifest, NodeState};
+use vmtwin_cluster::manifest::{Manifest, Node, NodeState, Sealed};
 use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Objects};
 use vmtwin_cluster::{Archive, EntryPath, NodeName};
 use vmtwin_server::JoinToken;
@@ -91,9 +91,20 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             }
             Ok(0)
         }
-        ClusterCommand::Validate { file } => {
+        ClusterCommand::SecretsKey { file } => {
+            let public = cluster::new_identity(file)?;
+            let report = json!({"file": file, "recipient": public});
+            ui.result(&report, || {
+                format!(
+                    "{}: keep it away from the nodes; it opens what is sealed for\n{public}",
+                    file.display()
+                )
+            })
+            .map(|()| 0)
+        }
+        ClusterCommand::Validate { file, open } => {
             let file = Readable::of(home, file)?;
-            let report = cluster::validate(home, file.path())?;
+            let report = cluster::validate(home, file.path(), open)?;
             ui.result(&report, || validate_text(&report))?;
             Ok(match report.is_same() {
                 true => 0,
@@ -268,11 +279,32 @@ fn backup_text(report: &BackupReport) -> String {
         report.database.as_ref().map_or(0, |database| database.rows),
         report.bytes
     )];
+    if let Some(sealed) = &report.sealed {
+        lines.push(format!("  {}", sealed_text(sealed, &report.nodes)));
+    }
     let removed = report.removed.iter();
     lines.extend(removed.map(|file| format!("removed: {}", file.display())));
     let warnings = report.warnings.iter();
     lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     lines.join("\n")
+}
+
+/// Whose secrets there are, and who can open them.
+fn sealed_text(sealed: &Sealed, nodes: &[Node]) -> String {
+    let held = nodes.iter().filter_map(|node| node.secrets);
+    let (values, passwords) = held.clone().fold((0, 0), |(values, passwords), held| {
+        (values + held.values, passwords + held.passwords)
+    });
+    let mut by = sealed.recipients.clone();
+    if sealed.passphrase {
+        by.push("who knows the passphrase".to_owned());
+    }
+    format!(
+        "secrets of {} of {} nodes: {values} values, {passwords} guests with passwords; sealed for {}",
+        held.count(),
+        nodes.len(),
+        by.join(", ")
+    )
 }
 
 fn list_text(listed: &[Listed]) -> String {
@@ -298,6 +330,12 @@ fn validate_text(report: &ValidateReport) -> String {
         "whole: {} entries were read and checked",
         report.entries
     )];
+    if !report.secrets_opened.is_empty() {
+        lines.push(format!(
+            "secrets were opened: {}",
+            report.secrets_opened.join(", ")
+        ));
+    }
     for (what, list) in [
         ("node is not in the cluster any more", &report.nodes_gone),
         ("node is not in the backup", &report.nodes_new),
@@ -436,8 +474,15 @@ fn manifest_lines(manifest: &Manifest) -> Vec<String> {
             NodeState::LastKnown => format!("last known, of {}", node.as_of.map_or("?".into(), at)),
             NodeState::Missing => "MISSING".to_owned(),
         };
-        format!("  node {}: {state}", node.name)
+        let secrets = match (&manifest.sealed, node.secrets) {
+            (Some(_), Some(_)) => ", with its secrets",
+            (Some(_), None) => ", WITHOUT its secrets",
+            (None, _) => "",
+        };
+        format!("  node {}: {state}{secrets}", node.name)
     }));
+    let sealed = manifest.sealed.as_ref();
+    lines.extend(sealed.map(|sealed| format!("  {}", sealed_text(sealed, &manifest.nodes))));
     lines
 }
 

@@ -50,6 +50,9 @@ pub(crate) struct Spec {
 pub(crate) struct ClusterBackup {
     /// Where to; none: the home folder's.
     pub(crate) output: Option<PathBuf>,
+    /// With secrets, sealed for whom the configuration of the host says that makes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) with_secrets: bool,
 }
 
 /// When it is due.
@@ -140,7 +143,10 @@ impl Spec {
                         None => std::path::absolute(path),
                     });
                     let output = output.transpose()?;
-                    Some(ClusterBackup { output })
+                    Some(ClusterBackup {
+                        output,
+                        with_secrets: args.with_secrets,
+                    })
                 }
             },
         })

@@ -267,6 +267,9 @@ impl Run<'_> {
         if let Some(output) = &cluster.output {
             arguments.push(format!("--output={}", output.display()));
         }
+        if cluster.with_secrets {
+            arguments.push("--with-secrets".to_owned());
+        }
         if self.spec.keep.last > 0 {
             arguments.push(format!("--keep={}", self.spec.keep.last));
         }

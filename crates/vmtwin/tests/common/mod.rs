@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 pub(crate) mod inside;
+pub(crate) mod lab;
 pub(crate) mod serve;
 
 use std::path::{Path, PathBuf};

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_cluster::NodeDocument;
+use vmtwin_cluster::manifest::HeldSecrets;
 use vmtwin_cluster::plan::{Options, Plan, Section, plan};
+use vmtwin_cluster::{NodeDocument, NodeSecrets};
 
+use super::super::secrets::{Opened, Recipients, collect};
 use super::live;
 use crate::db::Db;
 use crate::home::{Home, write_private};
@@ -18,40 +20,62 @@ pub(in crate::cluster) struct Prepared {
     pub(in crate::cluster) plan: Plan,
     /// This host as it is now.
     pub(in crate::cluster) live: NodeDocument,
+    /// Its secrets in the backup, where they were opened, and those that it has now.
+    pub(in crate::cluster) secrets: Option<(Opened, NodeSecrets)>,
 }
 
 /// What the node of a document would be here; nothing is changed.
 pub(in crate::cluster) fn prepare(
     home: &Home,
     db: &Db,
-    document: &NodeDocument,
+    (document, opened): (&NodeDocument, Option<Opened>),
     options: &Options,
 ) -> Result<Prepared> {
     let live = live::document(document)?;
+    let secrets = match opened {
+        Some(opened) => Some((opened, secrets_now(home, document)?)),
+        None => None,
+    };
     if !options.to_new_hardware {
         refuse_other_machine(document, &live)?;
     }
-    let plan = plan(
-        document,
-        &live::live((home, db), document, &live, options)?,
-        options,
-    );
-    Ok(Prepared { plan, live })
+    let mut now = live::live((home, db), document, &live, options)?;
+    now.secrets = secrets.as_ref().map(|(then, now)| then.secrets.given(now));
+    let plan = plan(document, &now, options);
+    Ok(Prepared {
+        plan,
+        live,
+        secrets,
+    })
+}
+
+/// The secrets of this host, under the id of the node in the backup.
+fn secrets_now(home: &Home, document: &NodeDocument) -> Result<NodeSecrets> {
+    let (now, warnings) = collect(home, &document.id)?;
+    for why in warnings {
+        // A private value can be set and not be read: it is set again.
+        tracing::warn!("{why}");
+    }
+    Ok(now)
 }
 
 /// What a backup of this node would change here; nothing is changed.
-pub(in crate::cluster) fn plan_of(home: &Home, db: &Db, document: &NodeDocument) -> Result<Plan> {
+pub(in crate::cluster) fn plan_of(
+    home: &Home,
+    db: &Db,
+    (document, opened): (&NodeDocument, Option<Opened>),
+) -> Result<Plan> {
     // Hardware is compared apart, with all of it that the host has.
     let options = Options {
         sections: vec![Section::Logical, Section::Virtual],
         ..Options::default()
     };
     let live = live::document(document)?;
-    Ok(plan(
-        document,
-        &live::live((home, db), document, &live, &options)?,
-        &options,
-    ))
+    let mut now = live::live((home, db), document, &live, &options)?;
+    if let Some(opened) = opened {
+        now.secrets = Some(opened.secrets.given(&secrets_now(home, document)?));
+    }
+    Ok(plan(document, &now, &options))
 }
 
 /// A node whose machine is another is restored only where that is said.
@@ -79,9 +103,32 @@ pub(super) fn safety_folder(home: &Home) -> Result<PathBuf> {
 
 /// Keeps this host as it is now.
 pub(in crate::cluster) fn keep_live(home: &Home, live: &NodeDocument) -> Result<PathBuf> {
-    let format = format_description!("[year][month][day]T[hour][minute][second].[subsecond]");
-    let name = OffsetDateTime::now_utc().format(&format)?;
-    let file = safety_folder(home)?.join(format!("{}-{name}.xml", live.name));
+    let file = safety_file(home, live, "xml")?;
     write_private(&file, live.to_xml()?.as_bytes())?;
     Ok(file)
+}
+
+/// Keeps the secrets that this host has now, sealed for who opened those of the backup; none if they
+/// were not opened, or it has none.
+pub(in crate::cluster) fn keep_secrets(
+    home: &Home,
+    prepared: &Prepared,
+) -> Result<Option<PathBuf>> {
+    let Some((opened, now)) = &prepared.secrets else {
+        return Ok(None);
+    };
+    if now.held() == HeldSecrets::default() {
+        return Ok(None);
+    }
+    let recipients: Result<Recipients, String> = opened.recipients.join(",").parse();
+    let sealed = recipients.map_err(anyhow::Error::msg)?.seal(now)?;
+    let file = safety_file(home, &prepared.live, "secrets.age")?;
+    write_private(&file, &sealed)?;
+    Ok(Some(file))
+}
+
+fn safety_file(home: &Home, live: &NodeDocument, kind: &str) -> Result<PathBuf> {
+    let format = format_description!("[year][month][day]T[hour][minute][second].[subsecond]");
+    let name = OffsetDateTime::now_utc().format(&format)?;
+    Ok(safety_folder(home)?.join(format!("{}-{name}.{kind}", live.name)))
 }

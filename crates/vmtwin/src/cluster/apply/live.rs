@@ -56,6 +56,7 @@ pub(super) fn live<'a>(
         document: now,
         missing_paths: paths(then, options).into_iter().filter(missing).collect(),
         elsewhere: elsewhere(home, db, then)?,
+        secrets: None,
     })
 }
 

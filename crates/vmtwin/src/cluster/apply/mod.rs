@@ -21,7 +21,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use vmtwin_cluster::plan::{Options, Section};
-use vmtwin_cluster::{Archive, NodeDocument};
+use vmtwin_cluster::{Archive, NodeDocument, NodeName};
 
 use choose::{Place, Target};
 use host::Prepared;
@@ -32,6 +32,7 @@ use super::backup::{backup, refuse_other_cluster};
 use super::cli::{ClusterBackupArgs, ClusterRestoreArgs};
 use super::node::Identity;
 use super::restore::restore_database;
+use super::secrets::{Opened, Opening};
 use super::validate::read_node;
 use crate::db::Db;
 use crate::home::Home;
@@ -62,13 +63,18 @@ pub(crate) fn restore(
     refuse_other_cluster(&db, &archive)?;
     let rows = db.run(async |catalog| catalog.nodes().await)?;
     let targets = choose::choose(home, &rows, &archive, args)?;
+    let opening = Opening::of(&args.open, &mut archive)?;
     let with_database =
         !args.skip_database && args.kind.is_none() && archive.manifest().database.is_some();
     if with_database && !args.dry_run {
         refuse_to_replace(&db, args.force)?;
     }
     let options = options(args);
-    let mut jobs = planned(home, ui, &db, &mut archive, targets, &options)?;
+    let mut source = Source {
+        archive: &mut archive,
+        opening,
+    };
+    let mut jobs = planned(home, ui, &db, &mut source, targets, &options)?;
     refuse_if_none(&jobs)?;
     let mut report = ClusterRestoreReport {
         dry_run: args.dry_run,
@@ -85,17 +91,26 @@ pub(crate) fn restore(
     if to_do && !args.dry_run {
         let copy = keep_what_is_there(home, ui, &db, &jobs)?;
         ui.note(&format!("before: {}", copy.display()));
+        for prepared in jobs.iter().filter_map(|job| job.prepared.as_ref()) {
+            if let Some(file) = host::keep_secrets(home, prepared)? {
+                ui.note(&format!("secrets before: {}", file.display()));
+            }
+        }
         report.safety_backup = Some(copy);
         apply(home, ui, options.force, &mut jobs)?;
     }
     let adopted = jobs.iter().find(|job| job.target.is_adopted());
     let adopted = adopted.map(|job| job.target.identity()).transpose()?;
     report.nodes = jobs.into_iter().map(|job| job.report).collect();
-    if args.dry_run || report.is_failed() || !with_database {
+    if args.dry_run || report.is_failed() || args.kind.is_some() {
         return Ok(report);
     }
-    if let Some(identity) = adopted {
-        identity.keep(home)?;
+    let is_known = |identity: &Identity| rows.iter().any(|row| row.id == identity.id);
+    if let Some(identity) = adopted.filter(|identity| with_database || is_known(identity)) {
+        take_place(home, &identity)?;
+    }
+    if !with_database {
+        return Ok(report);
     }
     // Its connection would hold the catalog while it is replaced.
     drop(db);
@@ -106,12 +121,40 @@ pub(crate) fn restore(
     Ok(report)
 }
 
+/// Makes this host the node whose place it takes, with the database that was named for it.
+fn take_place(home: &Home, identity: &Identity) -> Result<()> {
+    identity.keep(home)?;
+    match home.database()? {
+        Some(url) => home.keep_database(Some(&url)),
+        None => Ok(()),
+    }
+}
+
+/// A backup, and what opens its secrets.
+struct Source<'a> {
+    archive: &'a mut Archive,
+    opening: Option<Opening>,
+}
+
+impl Source<'_> {
+    fn node(&mut self, name: &NodeName) -> Result<(NodeDocument, Option<Opened>)> {
+        let document = read_node(self.archive, name)?;
+        let mut nodes = self.archive.manifest().nodes.iter();
+        let node = nodes.find(|node| node.name == *name).cloned();
+        let opened = match (&self.opening, node) {
+            (Some(opening), Some(node)) => opening.node(self.archive, &node)?,
+            _ => None,
+        };
+        Ok((document, opened))
+    }
+}
+
 /// The plans of all nodes; nothing is changed.
 fn planned(
     home: &Home,
     ui: &Ui,
     db: &Db,
-    archive: &mut Archive,
+    source: &mut Source<'_>,
     targets: Vec<Target>,
     options: &Options,
 ) -> Result<Vec<Job>> {
@@ -126,15 +169,16 @@ fn planned(
         match &job.target.place {
             Place::Nowhere(why) => job.report.not_reached = Some(why.clone()),
             Place::Here { .. } => {
-                let document = read_node(archive, &job.target.name)?;
-                let prepared = host::prepare(home, db, &document, options)?;
+                let (document, secrets) = source.node(&job.target.name)?;
+                let prepared = host::prepare(home, db, (&document, secrets), options)?;
                 job.report.outcome = Outcome::before(&prepared.plan);
                 job.report.plan = Some(prepared.plan.clone());
                 job.prepared = Some(prepared);
             }
             Place::Agent { id, address } => {
-                let document = read_node(archive, &job.target.name)?.to_xml()?;
-                let order = remote::Asked::new(id, address, document, options)?;
+                let (document, secrets) = source.node(&job.target.name)?;
+                let node = (document.to_xml()?, secrets);
+                let order = remote::Asked::new(id, address, node, options)?;
                 job.order = Some(order);
             }
         }
@@ -197,7 +241,7 @@ fn apply_here(home: &Home, ui: &Ui, force: bool, job: &mut Job) {
     let spinner = ui.spinner(&format!("restoring {}", job.report.node));
     let progress = |_: usize, what: &str| spinner.set_message(what.to_owned());
     let outcome = &mut job.report.outcome;
-    let done = steps::apply(&prepared.plan, force, &home.cancel(), &progress, outcome);
+    let done = steps::apply(home, prepared, force, &progress, outcome);
     spinner.finish_and_clear();
     job.report.error = done.err().map(|error| format!("{error:#}"));
 }
@@ -262,6 +306,8 @@ fn keep_what_is_there(home: &Home, ui: &Ui, db: &Db, jobs: &[Job]) -> Result<Pat
             node_timeout: SAFETY_NODE_TIMEOUT_S,
             keep: None,
             label: None,
+            with_secrets: false,
+            secrets_passphrase_file: None,
         };
         let report = backup(home, ui, &args).context("cannot back up what is there now")?;
         return Ok(report.file);

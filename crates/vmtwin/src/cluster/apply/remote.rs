@@ -17,6 +17,7 @@ use super::wire::{self, MAX_ANSWER_BYTES, Order, Planned, State, Status};
 use super::{Job, Outcome};
 use crate::cancel::Cancel;
 use crate::cluster::ask;
+use crate::cluster::secrets::Opened;
 use crate::home::Home;
 use crate::ui::Ui;
 
@@ -44,6 +45,7 @@ pub(super) struct Asked {
     /// The order without what was agreed to.
     document: Arc<str>,
     options: Options,
+    secrets: Option<Arc<Opened>>,
     /// The digest of its plan.
     digest: Option<String>,
 }
@@ -52,7 +54,7 @@ impl Asked {
     pub(super) fn new(
         node: &NodeId,
         address: &str,
-        document: String,
+        (document, secrets): (String, Option<Opened>),
         options: &Options,
     ) -> Result<Asked> {
         Ok(Asked {
@@ -61,6 +63,7 @@ impl Asked {
             id: NodeId::random()?.to_string(),
             document: document.into(),
             options: options.clone(),
+            secrets: secrets.map(Arc::new),
             digest: None,
         })
     }
@@ -69,6 +72,7 @@ impl Asked {
         let text = serde_json::to_vec(&Order {
             document: self.document.to_string(),
             options: self.options.clone(),
+            secrets: self.secrets.as_deref().cloned(),
             agreed: self.digest.clone(),
         })?;
         if text.len() > wire::MAX_ORDER_BYTES {

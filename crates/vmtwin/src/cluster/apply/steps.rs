@@ -4,16 +4,21 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use vmtwin_cluster::NodeSecrets;
 use vmtwin_cluster::plan::{Item, Plan, Step, keep_passwords};
 use vmtwin_libvirt::{Connection, Domain, DomainState, Error, Kind};
+use zeroize::Zeroizing;
 
 use super::super::libvirt::{self, MAX_NVRAM_BYTES};
+use super::super::membership;
+use super::host::Prepared;
 use super::report::{NotDeployed, Outcome, named};
 use crate::cancel::Cancel;
 use crate::failpoint;
+use crate::home::Home;
 
 /// libvirt's own folder of them, which it makes at the first start of a guest; others are not made.
 const NVRAM_DIR: &str = "/var/lib/libvirt/qemu/nvram";
@@ -28,21 +33,32 @@ pub(in crate::cluster) fn count(plan: &Plan) -> usize {
 /// done; Ctrl-C ends it between two steps. `progress` is told how many things were tried, and which
 /// is next.
 pub(in crate::cluster) fn apply(
-    plan: &Plan,
+    home: &Home,
+    prepared: &Prepared,
     force: bool,
-    cancel: &Cancel,
     progress: &dyn Fn(usize, &str),
     outcome: &mut Outcome,
 ) -> Result<()> {
     let connection = libvirt::connect().context("libvirt does not answer on this host")?;
+    let host = Host {
+        home,
+        connection: &connection,
+        secrets: prepared.secrets.as_ref().map(|(then, _)| &then.secrets),
+        force,
+    };
+    let cancel = home.cancel();
     let mut lost = None;
-    let items = plan.items.iter().filter(|item| !item.steps.is_empty());
+    let items = prepared
+        .plan
+        .items
+        .iter()
+        .filter(|item| !item.steps.is_empty());
     for (tried, item) in items.enumerate() {
         let what = named(item);
         progress(tried, &what);
         let done = match &lost {
             Some(why) => Err(anyhow::anyhow!("its turn did not come: {why}")),
-            None => each(&connection, item, cancel, force),
+            None => host.item(item, &cancel),
         };
         match done {
             Ok(()) => outcome.deployed.push(what),
@@ -68,19 +84,98 @@ fn is_disconnected(error: &anyhow::Error) -> bool {
     error.is_some_and(Error::is_disconnected)
 }
 
-fn each(connection: &Connection, item: &Item, cancel: &Cancel, force: bool) -> Result<()> {
-    for step in &item.steps {
-        if cancel.is_set() {
-            bail!("stopped by the user");
+/// What steps are done on.
+struct Host<'a> {
+    home: &'a Home,
+    connection: &'a Connection,
+    /// What the backup's were, where they were opened.
+    secrets: Option<&'a NodeSecrets>,
+    /// Running guests get their definition too.
+    force: bool,
+}
+
+impl Host<'_> {
+    fn item(&self, item: &Item, cancel: &Cancel) -> Result<()> {
+        for step in &item.steps {
+            if cancel.is_set() {
+                bail!("stopped by the user");
+            }
+            failpoint::pass("cluster restore step")?;
+            match (item.kind.as_str(), step) {
+                ("volume", _) => volume(self.connection, step)?,
+                ("domain", _) => self.domain(item, step)?,
+                ("secret", Step::SetValue) => self.set_value(&item.name)?,
+                ("file", Step::KeepFile) => self.keep_file(&item.name)?,
+                (kind, _) => object(self.connection, kind_of(kind)?, &item.name, step)?,
+            }
         }
-        failpoint::pass("cluster restore step")?;
-        match item.kind.as_str() {
-            "volume" => volume(connection, step)?,
-            "domain" => domain(connection, item, step, force)?,
-            kind => object(connection, kind_of(kind)?, &item.name, step)?,
-        }
+        Ok(())
     }
-    Ok(())
+
+    /// A secret's name is its UUID.
+    fn set_value(&self, uuid: &str) -> Result<()> {
+        let value = self.secrets.and_then(|secrets| secrets.values.get(uuid));
+        let value = value.context("its value is not known")?;
+        let value = BASE64_STANDARD.decode(value.as_bytes());
+        // The text of that error would show what it stumbled over.
+        let value = value.map_err(|_| anyhow!("its value in the backup is damaged"))?;
+        let secret = self.connection.object(Kind::Secret, uuid)?;
+        Ok(secret.set_secret_value(&Zeroizing::new(value))?)
+    }
+
+    fn keep_file(&self, name: &str) -> Result<()> {
+        let text = self.secrets.and_then(|secrets| secrets.files.get(name));
+        membership::keep_file(self.home, name, text.context("it is not known")?)
+    }
+
+    fn domain(&self, item: &Item, step: &Step) -> Result<()> {
+        let find = || self.connection.domain(&item.name);
+        match step {
+            Step::Define { definition } => self.define(&item.name, definition)?,
+            Step::Autostart { on } => find()?.set_autostart(*on)?,
+            Step::Start => {
+                let domain = find()?;
+                if domain.state()? == DomainState::ShutOff {
+                    domain.start(false)?;
+                }
+            }
+            Step::RedefineSnapshot {
+                definition,
+                current,
+                ..
+            } => find()?.redefine_snapshot(definition, *current)?,
+            Step::RedefineCheckpoint { definition, .. } => {
+                find()?.redefine_checkpoint(definition)?;
+            }
+            Step::WriteNvram { path, content } => write_nvram(Path::new(path), content)?,
+            other => bail!("{other:?} is no step of a guest"),
+        }
+        Ok(())
+    }
+
+    /// With the passwords of the backup, where they were opened; else with those that it has.
+    fn define(&self, name: &str, definition: &str) -> Result<()> {
+        let now: Option<Domain> = match self.connection.domain(name) {
+            Ok(domain) => Some(domain),
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut definition = Zeroizing::new(definition.to_owned());
+        if let Some(now) = now {
+            if !self.force && now.state()? != DomainState::ShutOff {
+                bail!("it runs now, and did not when the plan was made; nothing of it was changed");
+            }
+            keep(&mut definition, &Zeroizing::new(now.definition()?));
+        }
+        let then = self
+            .secrets
+            .and_then(|secrets| secrets.definitions.get(name));
+        if let Some(then) = then {
+            keep(&mut definition, then);
+        }
+        self.connection.define_domain(&definition)?;
+        Ok(())
+    }
 }
 
 fn kind_of(kind: &str) -> Result<Kind> {
@@ -129,46 +224,11 @@ fn volume(connection: &Connection, step: &Step) -> Result<()> {
     }
 }
 
-fn domain(connection: &Connection, item: &Item, step: &Step, force: bool) -> Result<()> {
-    let find = || connection.domain(&item.name);
-    match step {
-        Step::Define { definition } => define(connection, item, definition, force)?,
-        Step::Autostart { on } => find()?.set_autostart(*on)?,
-        Step::Start => {
-            let domain = find()?;
-            if domain.state()? == DomainState::ShutOff {
-                domain.start(false)?;
-            }
-        }
-        Step::RedefineSnapshot {
-            definition,
-            current,
-            ..
-        } => find()?.redefine_snapshot(definition, *current)?,
-        Step::RedefineCheckpoint { definition, .. } => find()?.redefine_checkpoint(definition)?,
-        Step::WriteNvram { path, content } => write_nvram(Path::new(path), content)?,
-        other => bail!("{other:?} is no step of a guest"),
+/// Puts the passwords of another definition into one.
+fn keep(definition: &mut Zeroizing<String>, of: &str) {
+    if let Some(with) = keep_passwords(definition, of) {
+        *definition = Zeroizing::new(with);
     }
-    Ok(())
-}
-
-fn define(connection: &Connection, item: &Item, definition: &str, force: bool) -> Result<()> {
-    let now: Option<Domain> = match connection.domain(&item.name) {
-        Ok(domain) => Some(domain),
-        Err(error) if error.is_missing() => None,
-        Err(error) => return Err(error.into()),
-    };
-    let Some(now) = now else {
-        connection.define_domain(definition)?;
-        return Ok(());
-    };
-    if !force && now.state()? != DomainState::ShutOff {
-        bail!("it runs now, and did not when the plan was made; nothing of it was changed");
-    }
-    let with_passwords = keep_passwords(definition, &now.definition()?);
-    let definition = with_passwords.as_deref().unwrap_or(definition);
-    connection.define_domain(definition)?;
-    Ok(())
 }
 
 /// A new file, as a whole or not at all; what is there stays. libvirt gives it to QEMU's user when

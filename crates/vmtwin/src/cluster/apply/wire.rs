@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vmtwin_cluster::plan::{Options, Plan, Step};
 
+use super::super::secrets::Opened;
 use super::report::Outcome;
 
 /// Most of a request: the document of a node, and what JSON adds to it, bytes.
@@ -16,12 +17,15 @@ pub(super) const MAX_ANSWER_BYTES: u64 = 32 << 20;
 const MAX_TEXT: usize = 2000;
 
 /// A restore that a node is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::cluster) struct Order {
     /// The node's document in the backup, XML.
     pub(in crate::cluster) document: String,
     pub(in crate::cluster) options: Options,
+    /// The node's secrets in the backup, where they were opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::cluster) secrets: Option<Opened>,
     /// The plan that was agreed to, by its [`digest`]: another one is not done.
     pub(in crate::cluster) agreed: Option<String>,
 }
@@ -75,14 +79,18 @@ pub(in crate::cluster) fn outline(mut plan: Plan) -> Plan {
             | Step::RedefineSnapshot { definition, .. }
             | Step::RedefineCheckpoint { definition, .. } => definition.clear(),
             Step::WriteNvram { content, .. } => content.clear(),
-            Step::BuildPool | Step::Start | Step::Autostart { .. } => {}
+            Step::SetValue
+            | Step::KeepFile
+            | Step::BuildPool
+            | Step::Start
+            | Step::Autostart { .. } => {}
         }
     }
     plan
 }
 
 /// A text of another node, for people: one line, not too long.
-fn clean(text: &str) -> String {
+pub(in crate::cluster) fn clean(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(MAX_TEXT).map(plain).collect()
 }
