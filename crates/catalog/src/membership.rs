@@ -44,6 +44,19 @@ impl Catalog {
         Ok(pem.to_owned())
     }
 
+    /// Puts the certificate of a new authority in the place of a lost one's. No certificate that the old
+    /// one signed counts any more.
+    pub async fn replace_authority(&self, pem: &str) -> Result<()> {
+        let mut write = self.write().await?;
+        setting::set(&mut write, AUTHORITY, pem).await?;
+        query("UPDATE node_certificate SET revoked_at = $1 WHERE revoked_at IS NULL")
+            .bind(timestamp::to_text(timestamp::now()))
+            .execute(&mut write)
+            .await
+            .map_err(database("revoke certificates"))?;
+        self.commit(write).await
+    }
+
     /// Notes a token that may be used once until it expires. Expired ones are forgotten.
     pub async fn add_token(&self, hash: &str, expires_at: OffsetDateTime) -> Result<()> {
         let mut write = self.write().await?;

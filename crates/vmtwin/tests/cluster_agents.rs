@@ -478,3 +478,140 @@ fn answers_of_a_hostile_agent_are_refused() {
     let error = document(&output)["nodes"][1]["error"].to_string();
     assert!(error.contains("another restore"), "{error}");
 }
+
+fn tls_of(node: &Vmtwin) -> Value {
+    let text = std::fs::read(node.home().join("node-tls.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn certificates_are_renewed_before_they_end() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let (one, agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (_three, _agent3) = joined(&one, "node3");
+    let early = two.json(&["cluster", "renew"]);
+    assert_eq!(early["renewed"], false, "{early}");
+    let id = server.sql(database, "SELECT id FROM node WHERE name = 'node2'");
+    let mine = format!("FROM node_certificate WHERE node = '{id}' AND revoked_at IS NULL");
+    let count = || server.sql(database, &format!("SELECT count(*) {mine}"));
+    assert_eq!(count(), "1");
+
+    // By hand; the agent takes it up while it runs, and the old one may go.
+    let old = tls_of(&two);
+    let renewed = two.json(&["cluster", "renew", "--force"]);
+    assert_eq!(renewed["renewed"], true, "{renewed}");
+    assert_eq!(count(), "2");
+    assert_ne!(tls_of(&two)["key"], old["key"]);
+    let answers = |times: usize| log(&two).matches("answers at").count() == times;
+    wait_for("the agent takes it up", || answers(2));
+    server.sql(
+        database,
+        &format!(
+            "UPDATE node_certificate SET revoked_at = issued_at WHERE fingerprint = \
+             (SELECT fingerprint {mine} ORDER BY issued_at LIMIT 1)"
+        ),
+    );
+    backup(&two, &["--require-all"]);
+    backup(&one, &["--require-all"]);
+
+    // By itself, when the end is near. It needs the authority, and says so where that is away.
+    let node1 = address(&two, "node1");
+    agent1.end();
+    let near = "2027-01-01T00:00:00.000000Z";
+    server.sql(
+        database,
+        &format!("UPDATE node_certificate SET expires_at = '{near}' WHERE node = '{id}'"),
+    );
+    let away = two.fails(&["cluster", "renew"], &["must run `vmtwin serve`"]);
+    assert!(
+        away.contains("the authority's key is not on this node"),
+        "{away}"
+    );
+    let _agent1 = Agent::start(&one, &node1, &[]);
+    let node2 = address(&one, "node2");
+    agent2.end();
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    wait_for("it renews by itself", || answers(2));
+    assert_eq!(two.json(&["cluster", "renew"])["renewed"], false);
+    backup(&one, &["--require-all"]);
+
+    // Who was put out gets none.
+    one.ok(&["cluster", "node", "remove", "node2"]);
+    two.fails(&["cluster", "renew", "--force"], &["does not count"]);
+}
+
+#[test]
+fn a_lost_authority_is_made_anew() {
+    let url = Postgres::shared().database();
+    let (one, agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (node1, node2) = (address(&one, "node1"), address(&one, "node2"));
+    let file = one.home().join("cluster-authority.json");
+    one.fails(
+        &["cluster", "create", "lab", "--new-authority"],
+        &["no new one"],
+    );
+    std::fs::remove_file(&file).unwrap();
+    one.fails(&["cluster", "token"], &["authority"]);
+
+    one.ok(&["cluster", "create", "lab", "--new-authority"]);
+    agent1.end();
+    let _agent1 = Agent::start(&one, &node1, &[]);
+    let report = backup(&one, &["--node-timeout", "5"]);
+    assert_eq!(state(&report, "node2"), "missing", "{report}");
+    agent2.end();
+    two.ok(&["cluster", "join", &token(&one, "5m"), "--node", "node2"]);
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    backup(&one, &["--require-all"]);
+    backup(&two, &["--require-all"]);
+}
+
+#[test]
+fn a_database_that_goes_away_ends_no_agent() {
+    let server = Postgres::start();
+    let url = server.database();
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    backup(&one, &["--require-all"]);
+
+    server.kill();
+    one.fails(&["cluster", "backup"], &["database"]);
+    server.run_again();
+    backup(&one, &["--require-all"]);
+    backup(&two, &["--require-all"]);
+
+    // While a node is asked: the answer waits for nobody, and the next backup is whole.
+    let node2 = address(&one, "node2");
+    agent2.end();
+    let slow = [("VMTWIN_FAILPOINT", "agent-collect=sleep:3000")];
+    let _agent2 = Agent::start(&two, &node2, &slow);
+    let files = || one.json(&["cluster", "list"]).as_array().unwrap().len();
+    let before = files();
+    let asking = one
+        .command(&["cluster", "backup", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    server.kill();
+    server.run_again();
+    let output = asking.wait_with_output().unwrap();
+    let expected = match code(&output) {
+        0 | 3 => before + 1,
+        _ => before,
+    };
+    assert_eq!(files(), expected, "{}", told(&output));
+    backup(&one, &["--require-all"]);
+}

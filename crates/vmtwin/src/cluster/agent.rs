@@ -6,6 +6,7 @@
 //! | `POST /v1/cluster/join` | who has a token | a certificate and the database's URL |
 //! | `GET /v1/node` | nodes | name, version, guests |
 //! | `GET /v1/node/config` | nodes | the node's configuration as it is now, XML |
+//! | `POST /v1/cluster/renew` | nodes, for themselves | a new certificate: `renewal.rs` |
 //! | `POST /v1/node/secrets` | nodes that this one allows | its secrets, sealed for keys in the request: `secrets/serve.rs` |
 //! | `POST /v1/node/restore/…` | the same | `restoring.rs` |
 //!
@@ -13,6 +14,7 @@
 //! taken back; it is looked up for each request, and without the database nobody is let in. A
 //! node answers for itself alone.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -29,10 +31,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use vmtwin_catalog::{CertificateState, NodeId};
-use vmtwin_server::{Limits, Listener, PeerCertificate, Problem};
+use vmtwin_server::{Credentials, Limits, Listener, PeerCertificate, Problem};
 
 use super::membership::{self, JoinRequest};
 use super::node::{Identity, collect};
+use super::renewal;
 use super::restoring::{self, Restores};
 use super::secrets;
 use crate::cancel::Cancel;
@@ -43,6 +46,8 @@ use crate::ui::Ui;
 
 /// How often a node says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often it looks whether it has a new certificate.
+const FILE_LOOK: Duration = Duration::from_secs(5);
 /// How long libvirt may take to count guests.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a host that wants to join may take to say so: it is a stranger until then.
@@ -120,37 +125,81 @@ pub(crate) fn serve(
     });
     let runtime = super::ask::runtime()?;
     let served = runtime.block_on(async {
-        let listener = Listener::bind(args.agent_listen, &credentials, Limits::default()).await?;
-        let address = advertised(&agent, args, &listener)?;
-        see(&agent, &address).await?;
-        ui.note(&format!(
-            "{}: the agent answers at {address}",
-            agent.identity.name
-        ));
-        begun.store(true, Ordering::Relaxed);
-        let mut removed = None;
-        let end = async {
-            let heart = heartbeat(&agent, &address);
-            tokio::select! {
-                () = until_cancelled(cancel) => {}
-                error = heart => removed = Some(error),
-            }
-        };
-        listener.serve(router(&agent), end).await;
+        let served = serve_on(&agent, ui, cancel, args, credentials, begun).await;
         agent.restores.settle().await;
-        removed.map_or(Ok(()), Err)
+        served
     });
     // A collection may still run; nobody waits for it any more.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
 
+/// Why a listener ends.
+enum End {
+    /// Somebody asked for it.
+    Asked,
+    Removed(anyhow::Error),
+    /// This node has a new certificate.
+    Renewed(Box<Credentials>),
+}
+
+/// Serves until the end; with a new certificate on the same address.
+async fn serve_on(
+    agent: &Shared,
+    ui: &Ui,
+    cancel: &Cancel,
+    args: &ServeArgs,
+    mut credentials: Credentials,
+    begun: &AtomicBool,
+) -> Result<()> {
+    let mut listen = args.agent_listen;
+    loop {
+        let listener = Listener::bind(listen, &credentials, Limits::default()).await?;
+        listen = listener.address().unwrap_or(listen);
+        let address = advertised(agent, args, listen)?;
+        see(agent, &address).await?;
+        ui.note(&format!(
+            "{}: the agent answers at {address}",
+            agent.identity.name
+        ));
+        begun.store(true, Ordering::Relaxed);
+        let mut why = End::Asked;
+        let end = async {
+            tokio::select! {
+                () = until_cancelled(cancel) => {}
+                error = heartbeat(agent, &address) => why = End::Removed(error),
+                () = renewal::look_after(agent) => {}
+                new = until_renewed(agent, &credentials) => why = End::Renewed(Box::new(new)),
+            }
+        };
+        listener.serve(router(agent), end).await;
+        match why {
+            End::Asked => return Ok(()),
+            End::Removed(error) => return Err(error),
+            End::Renewed(new) => credentials = *new,
+        }
+    }
+}
+
+/// Until this node's certificate is another one than it was, by whomever.
+async fn until_renewed(agent: &Shared, old: &Credentials) -> Credentials {
+    loop {
+        tokio::time::sleep(FILE_LOOK).await;
+        let kept = blocking(agent, |agent| membership::credentials(&agent.home)).await;
+        if let Ok(Some((cluster, new))) = kept
+            && cluster == agent.cluster
+            && new.certificate != old.certificate
+        {
+            return new;
+        }
+    }
+}
+
 /// Where others reach the agent.
-fn advertised(agent: &Agent, args: &ServeArgs, listener: &Listener) -> Result<String> {
+fn advertised(agent: &Agent, args: &ServeArgs, bound: SocketAddr) -> Result<String> {
     if let Some(address) = &args.advertise {
         return Ok(address.clone());
     }
-    let bound = listener.address().unwrap_or(args.agent_listen);
     if !bound.ip().is_unspecified() {
         return Ok(bound.to_string());
     }
@@ -220,6 +269,7 @@ fn router(agent: &Shared) -> Router {
     let nodes = Router::new()
         .route("/v1/node", get(status))
         .route("/v1/node/config", get(config))
+        .route("/v1/cluster/renew", post(renewal::serve))
         .merge(restoring::routes(agent))
         .merge(secrets::routes(agent))
         .route_layer(middleware::from_fn_with_state(

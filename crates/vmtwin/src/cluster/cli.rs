@@ -20,6 +20,19 @@ pub(crate) enum ClusterCommand {
         /// Name of this node [default: the host's]
         #[arg(long)]
         node: Option<NodeName>,
+        /// Make a new authority, since the key of the old one is lost: all other nodes join again
+        #[arg(long)]
+        new_authority: bool,
+    },
+    /// Renew this node's certificate; its agent does that by itself, a year before it ends
+    #[command(
+        after_help = "Example:\n  vmtwin cluster renew --force\n\nThe node that has the authority's key \
+        signs it: its agent must run. An agent that runs here takes the new one up by itself."
+    )]
+    Renew {
+        /// Also if it is not time yet
+        #[arg(long)]
+        force: bool,
     },
     /// Make a token that lets one host join, once
     #[command(

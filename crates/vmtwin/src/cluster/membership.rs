@@ -46,11 +46,11 @@ struct KeptAuthority {
 /// `node-tls.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct KeptNode {
-    cluster: String,
-    authority: String,
-    certificate: String,
-    key: Zeroizing<String>,
+pub(super) struct KeptNode {
+    pub(super) cluster: String,
+    pub(super) authority: String,
+    pub(super) certificate: String,
+    pub(super) key: Zeroizing<String>,
 }
 
 /// What a host that joins asks.
@@ -114,19 +114,52 @@ pub(super) fn found(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> {
     };
     let identity = Identity::required(home)?;
     let key = NodeKey::make()?;
-    let request = CertificateRequest::from_pem(&key.request_pem()?)?;
-    let signed = authority.sign(&request, identity.id.as_str(), &cluster.id)?;
-    let noted = (signed.fingerprint.as_str(), signed.expires_at);
-    db.run(async |catalog| catalog.add_certificate(&identity.id, noted).await)?;
+    let Some(certificate) = sign(home, db, &identity.id, &key.request_pem()?)? else {
+        return Ok(());
+    };
     keep_node(
         home,
         &KeptNode {
             cluster: cluster.id.clone(),
             authority: authority.certificate_pem().to_owned(),
-            certificate: signed.pem,
+            certificate,
             key: key.to_pem(),
         },
     )
+}
+
+/// Signs and notes a certificate for a node of the cluster, PEM; none if the authority's key is not here.
+pub(super) fn sign(home: &Home, db: &Db, node: &NodeId, request: &str) -> Result<Option<String>> {
+    let Some(authority) = authority(home, db)? else {
+        return Ok(None);
+    };
+    let cluster = required_cluster(db)?;
+    let request = CertificateRequest::from_pem(request)?;
+    let signed = authority.sign(&request, node.as_str(), &cluster.id)?;
+    let noted = (signed.fingerprint.as_str(), signed.expires_at);
+    db.run(async |catalog| catalog.add_certificate(node, noted).await)?;
+    Ok(Some(signed.pem))
+}
+
+/// Makes a new authority in place of one whose key is lost: no certificate counts any more, and all other
+/// nodes have to join again.
+pub(super) fn found_anew(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> {
+    if authority(home, db)?.is_some() {
+        bail!("the key of the cluster's authority is on this host: no new one is needed");
+    }
+    if kept_authority(home)?.is_some() {
+        let old = authority_path(home);
+        let aside = old.with_extension("json.old");
+        std::fs::rename(&old, &aside)
+            .with_context(|| format!("cannot move {} away", old.display()))?;
+    }
+    let made = make_authority(home, cluster)?;
+    let pem = made.certificate_pem().to_owned();
+    db.run(async |catalog| catalog.replace_authority(&pem).await)?;
+    match std::fs::remove_file(node_path(home)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn make_authority(home: &Home, cluster: &Cluster) -> Result<Authority> {
@@ -220,7 +253,7 @@ fn node_path(home: &Home) -> PathBuf {
     home.dir().join(NODE)
 }
 
-fn keep_node(home: &Home, kept: &KeptNode) -> Result<()> {
+pub(super) fn keep_node(home: &Home, kept: &KeptNode) -> Result<()> {
     let text = Zeroizing::new(serde_json::to_vec_pretty(kept)?);
     write_private(&node_path(home), &text)
 }

@@ -72,7 +72,12 @@ pub(super) fn host_name() -> Result<String> {
 }
 
 /// Makes the catalog that of a cluster, and this host its first node. May be repeated.
-pub(crate) fn create(home: &Home, name: &str, node: Option<&NodeName>) -> Result<Cluster> {
+pub(crate) fn create(
+    home: &Home,
+    name: &str,
+    node: Option<&NodeName>,
+    new_authority: bool,
+) -> Result<Cluster> {
     let db = Db::open(home)?;
     let cluster = db.run(async |catalog| catalog.create_cluster(name).await)?;
     let is_new = Identity::of(home)?.is_none();
@@ -82,6 +87,9 @@ pub(crate) fn create(home: &Home, name: &str, node: Option<&NodeName>) -> Result
         let identity = Identity::required(home)?;
         db.run(async |catalog| catalog.give_vms_to(&identity.id).await)?;
         table::keep_followed(&db, &identity.id)?;
+    }
+    if new_authority {
+        membership::found_anew(home, &db, &cluster)?;
     }
     membership::found(home, &db, &cluster)?;
     Ok(cluster)

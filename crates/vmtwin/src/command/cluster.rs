@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use vmtwin_cluster::manifest::{Manifest, Node, NodeState, Sealed};
+use vmtwin_cluster::manifest::{HeldSecrets, Manifest, Node, NodeState, Sealed};
 use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Objects};
 use vmtwin_cluster::{Archive, EntryPath, NodeName};
 use vmtwin_server::JoinToken;
@@ -18,7 +18,7 @@ use crate::cluster::cli::{
     ClusterCommand, ClusterJoinArgs, ClusterRestoreArgs, DeviceType, NodeCommand,
 };
 use crate::cluster::{
-    self, BackupReport, Listed, NodeLine, RestoreReport, ValidateReport, permission,
+    self, BackupReport, Listed, NodeLine, Renewal, RestoreReport, ValidateReport, permission,
 };
 use crate::db::Db;
 use crate::home::Home;
@@ -26,7 +26,15 @@ use crate::ui::{Ui, table};
 
 pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32> {
     match command {
-        ClusterCommand::Create { name, node } => create(home, ui, name, node.as_ref()).map(|()| 0),
+        ClusterCommand::Create {
+            name,
+            node,
+            new_authority,
+        } => create(home, ui, (name, node.as_ref()), *new_authority).map(|()| 0),
+        ClusterCommand::Renew { force } => {
+            let renewal = cluster::renew(home, *force)?;
+            ui.result(&renewal, || renewal_text(&renewal)).map(|()| 0)
+        }
         ClusterCommand::Join(args) => join(home, ui, args).map(|()| 0),
         ClusterCommand::Token(args) => {
             let shown = cluster::membership::token(home, args)?;
@@ -144,7 +152,20 @@ fn allowed_text(allowed: &permission::Allowed) -> String {
     }
 }
 
-fn create(home: &Home, ui: &Ui, name: &str, node: Option<&NodeName>) -> Result<()> {
+fn renewal_text(renewal: &Renewal) -> String {
+    let ends = at(renewal.ends_at);
+    match renewal.renewed {
+        true => format!("renewed; it counts until {ends}"),
+        false => format!("it is not time yet: it counts until {ends} (--force renews it now)"),
+    }
+}
+
+fn create(
+    home: &Home,
+    ui: &Ui,
+    (name, node): (&str, Option<&NodeName>),
+    new_authority: bool,
+) -> Result<()> {
     // --database says where the catalog is to be; where it is now is in the settings.
     if let Some(url) = home.database()?
         && home.kept_database()?.is_none()
@@ -157,7 +178,7 @@ fn create(home: &Home, ui: &Ui, name: &str, node: Option<&NodeName>) -> Result<(
         Db::open_database(home, &url)?;
         home.keep_database(Some(&url))?;
     }
-    let cluster = cluster::create(home, name, node)?;
+    let cluster = cluster::create(home, name, node, new_authority)?;
     ui.result(&cluster, || {
         format!(
             "cluster {} ({})\nnext, here: vmtwin serve, and for every other host: vmtwin cluster token",
@@ -292,16 +313,18 @@ fn backup_text(report: &BackupReport) -> String {
 /// Whose secrets there are, and who can open them.
 fn sealed_text(sealed: &Sealed, nodes: &[Node]) -> String {
     let held = nodes.iter().filter_map(|node| node.secrets);
-    let (values, passwords) = held.clone().fold((0, 0), |(values, passwords), held| {
-        (values + held.values, passwords + held.passwords)
-    });
+    let count = |of: fn(&HeldSecrets) -> u64| held.clone().map(|one| of(&one)).sum::<u64>();
+    let values = count(|held| held.values);
+    let passwords = count(|held| held.passwords);
+    let files = count(|held| held.files);
     let mut by = sealed.recipients.clone();
     if sealed.passphrase {
         by.push("who knows the passphrase".to_owned());
     }
     format!(
-        "secrets of {} of {} nodes: {values} values, {passwords} guests with passwords; sealed for {}",
-        held.count(),
+        "secrets of {} of {} nodes ({values} values, {passwords} guests with passwords, {files} files with \
+         keys), sealed for {}",
+        held.clone().count(),
         nodes.len(),
         by.join(", ")
     )

@@ -128,7 +128,9 @@ fn certificate(home: &Home, db: &Db) -> Result<Vec<Check>> {
     Ok(vec![match left {
         Some((date, left)) if left > SOON => Check::ok(WHAT, format!("counts until {date}")),
         Some((date, left)) if left.is_positive() => {
-            Check::not(WHAT, State::Warning, format!("ends on {date}"), mend)
+            let renew = "its agent could not renew it yet; on the node with the authority: vmtwin serve; \
+                         here: vmtwin cluster renew";
+            Check::not(WHAT, State::Warning, format!("ends on {date}"), renew)
         }
         Some((date, _)) => Check::not(WHAT, State::Warning, format!("has ended on {date}"), mend),
         None => Check::not(WHAT, State::Warning, "does not count in the cluster", mend),
