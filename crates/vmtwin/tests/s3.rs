@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use vmtwin_testkit::s3::{Fault, FaultProxy, Garage, S3Server};
-use vmtwin_testkit::{assert_clean, assert_one_instant};
+use vmtwin_testkit::{Postgres, assert_clean, assert_one_instant};
 
 use common::{PATIENCE, Restored, VM, Vmtwin, code, files, loaded_guest, text, told};
 
@@ -63,6 +63,69 @@ fn a_guest_is_stored_in_s3_and_comes_back() {
     let environment = std::fs::read(format!("/proc/{}/environ", report["running"]["pid"])).unwrap();
     assert!(!String::from_utf8_lossy(&environment).contains(S3Server::SECRET_KEY));
     assert_eq!(locks(&server), 0);
+}
+
+/// Two nodes back up into one bucket at once, one of them prunes meanwhile, and each gives back what the
+/// other stored.
+#[test]
+fn nodes_of_a_cluster_share_a_bucket() {
+    let server = S3Server::start();
+    let url = Postgres::shared().database();
+    let homes = ["n1", "n2"].map(|_| home_at(&server.endpoint()));
+    let [one, two] = &homes;
+    one.ok(&["init"]);
+    one.ok(&[
+        "cluster",
+        "create",
+        "lab",
+        "--database",
+        &url,
+        "--node",
+        "n1",
+    ]);
+    two.ok(&["cluster", "join", "--database", &url, "--node", "n2"]);
+    two.ok(&["init"]);
+    let guests = [loaded_guest(), loaded_guest()];
+    let names = ["web01", "web02"];
+    for ((home, guest), name) in homes.iter().zip(&guests).zip(names) {
+        home.ok(&["vm", "add", name, "--qmp", text(guest.qmp_path())]);
+    }
+    one.fails(&["backup", "web02"], &["n2"]);
+
+    let back_up = |home: &Vmtwin, name: &str| {
+        let report = home.json(&["backup", name, "--consistency", "crash"]);
+        report[0]["snapshot"].as_str().unwrap().to_owned()
+    };
+    let mut last = [String::new(), String::new()];
+    for round in 0..3 {
+        last = std::thread::scope(|scope| {
+            let both = [(one, names[0]), (two, names[1])]
+                .map(|(home, name)| scope.spawn(move || back_up(home, name)));
+            if round == 1 {
+                // What it may not remove while the others write is left to the next one.
+                let keep = ["--keep-last", "1", "--prune"];
+                let output =
+                    one.run(&[&["snapshot", "forget", "--vm", "web01"], &keep[..]].concat());
+                assert!(matches!(code(&output), 0 | 3), "{}", told(&output));
+            }
+            both.map(|one| one.join().unwrap())
+        });
+    }
+    guests.iter().for_each(assert_clean);
+    assert_eq!(locks(&server), 0);
+    two.ok(&["prune"]);
+    one.restic(&["check", "--read-data"]);
+    assert_one_instant(None, &two.restored_ledgers(&last[0], "of-one"));
+    assert_one_instant(None, &one.restored_ledgers(&last[1], "of-two"));
+    for (home, name) in homes.iter().zip(names) {
+        let rows = home.json(&["vm", "list"]);
+        let row = |row: &&serde_json::Value| row["name"] == name;
+        assert_eq!(
+            rows.as_array().unwrap().iter().filter(row).count(),
+            1,
+            "{rows}"
+        );
+    }
 }
 
 /// The service stops answering in the middle of a backup and the user interrupts it: the guest
