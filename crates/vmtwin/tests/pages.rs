@@ -151,6 +151,7 @@ fn from_the_first_visit_to_a_restore_and_a_failure() {
         pages.judge(name);
     }
     scheduled(&pages);
+    clustered(&pages, &vmtwin);
 
     guest.kill();
     // A guest that only stopped would still be backed up from its disks.
@@ -284,6 +285,20 @@ fn scheduled(pages: &Pages) {
     pages.open("/");
     pages.shows("The guest is protected");
     pages.judge("overview-protected");
+}
+
+/// In a cluster each guest is shown with the node that it is on.
+fn clustered(pages: &Pages, vmtwin: &Vmtwin) {
+    vmtwin.ok(&["cluster", "create", "lab", "--node", "n1"]);
+    vmtwin.ok(&["cluster", "backup"]);
+    pages.open("/cluster");
+    pages.shows("1 of 1 answered");
+    pages.judge("cluster-made");
+    pages.open("/");
+    pages.shows("web01 on n1");
+    pages.judge("overview-cluster");
+    pages.open("/vms/web01");
+    pages.shows("Node");
 }
 
 /// The guest is gone: the job says why it failed, and the overview that something is wrong.

@@ -3,7 +3,7 @@
 import { h, keepingFocus, put, toast } from "/js/dom.js";
 import { command, follow, get, may } from "/js/api.js";
 import { bytes, count, span } from "/js/format.js";
-import { action, badge, confirm, empty, field, formDialog, heading, promise, shell, table, time, vmLink, select } from "/js/ui.js";
+import { action, badge, confirm, empty, field, formDialog, heading, name, promise, shell, table, time, vmLink, select } from "/js/ui.js";
 import { sparkline } from "/js/plot.js";
 
 const ORDER = ["failing", "never", "late", "unscheduled", "protected"];
@@ -36,7 +36,7 @@ export default async function overview({ view, atEnd, isShown, go }) {
   const rows = () => {
     const wanted = filter.value.trim().toLowerCase();
     const shown = data.guests
-      .filter((guest) => (!chosen || guest.protection === chosen) && guest.name.toLowerCase().includes(wanted))
+      .filter((guest) => (!chosen || guest.protection === chosen) && [guest.name, guest.node ?? ""].some((word) => word.toLowerCase().includes(wanted)))
       .sort((one, other) => ORDER.indexOf(one.protection) - ORDER.indexOf(other.protection));
     put(list, shown.length ? table("Guests", columns(go), shown) : empty("No guest fits the filter", h("p", {}, "Take the filter back to see them all.")));
     put(foot, `${count(shown.length, "guest")} · ${data.host} · vmtwin ${data.version}`);
@@ -71,7 +71,7 @@ function verdict({ counts, running_jobs: running }) {
 }
 
 const columns = (go) => [
-  { title: "Guest", class: "name", cell: (guest) => [vmLink(guest.name), guest.state !== "running" && [" ", badge(guest.state)]] },
+  { title: "Guest", class: "name", cell: (guest) => [vmLink(guest.name), guest.node && h("span", { class: "dim" }, " on ", name(guest.node)), guest.state !== "running" && [" ", badge(guest.state)]] },
   { title: "Protection", class: "wide why", cell: (guest) => [badge(guest.protection, { title: guest.reason }),
     // What is well needs no reason in the list; the guest's page has it.
     guest.protection !== "protected" && h("span", { class: "reason", title: guest.reason }, guest.reason)] },

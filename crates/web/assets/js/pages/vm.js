@@ -58,6 +58,7 @@ function machine(guest) {
     !one.included && h("b", {}, "not in backups "), h("span", { class: "dim mono break" }, name(one.address)));
   return h("section", { class: "card" }, h("h2", {}, "Machine"), facts(
     ["Reached by", `${guest.connection.kind} `, h("span", { class: "mono break" }, name(guest.connection.address))],
+    guest.node && ["Node", name(guest.node)],
     ["Memory", bytes(guest.memory_bytes)],
     ["Disks", guest.disks.length ? h("ul", { class: "plain" }, guest.disks.map(disk)) : "none"]));
 }
