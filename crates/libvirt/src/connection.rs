@@ -169,6 +169,14 @@ impl Connection {
         Object::define(&self.handle, kind, xml)
     }
 
+    /// Starts an object without a definition that outlives it: a network, a pool.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] of other kinds, [`Error::Refused`].
+    pub fn start_transient(&self, kind: Kind, xml: &str) -> Result<Object, Error> {
+        Object::start_transient(&self.handle, kind, xml)
+    }
+
     /// Follows what happens to all domains from now on.
     ///
     /// # Errors

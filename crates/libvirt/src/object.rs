@@ -50,6 +50,8 @@ struct Table {
     /// Flag that asks for the definition instead of what runs.
     inactive: u32,
     define: Define,
+    /// Whether one has a definition that outlives it, and what starts one without.
+    transient: Option<(IntFn, Define)>,
     undefine: Order,
     start: Option<Order>,
     stop: Option<Order>,
@@ -103,6 +105,10 @@ fn network(api: &Api) -> Table {
         xml: api.virNetworkGetXMLDesc,
         inactive: 1,
         define: Define::Plain(api.virNetworkDefineXML),
+        transient: Some((
+            api.virNetworkIsPersistent,
+            Define::Plain(api.virNetworkCreateXML),
+        )),
         undefine: Order::Plain(api.virNetworkUndefine),
         start: Some(Order::Plain(api.virNetworkCreate)),
         stop: Some(Order::Plain(api.virNetworkDestroy)),
@@ -121,6 +127,10 @@ fn pool(api: &Api) -> Table {
         xml: api.virStoragePoolGetXMLDesc,
         inactive: 1,
         define: Define::Flags(api.virStoragePoolDefineXML),
+        transient: Some((
+            api.virStoragePoolIsPersistent,
+            Define::Flags(api.virStoragePoolCreateXML),
+        )),
         undefine: Order::Plain(api.virStoragePoolUndefine),
         start: Some(Order::Flags(api.virStoragePoolCreate)),
         stop: Some(Order::Plain(api.virStoragePoolDestroy)),
@@ -142,6 +152,7 @@ fn secret(api: &Api) -> Table {
         xml: api.virSecretGetXMLDesc,
         inactive: 0,
         define: Define::Flags(api.virSecretDefineXML),
+        transient: None,
         undefine: Order::Plain(api.virSecretUndefine),
         start: None,
         stop: None,
@@ -160,6 +171,7 @@ fn nwfilter(api: &Api) -> Table {
         xml: api.virNWFilterGetXMLDesc,
         inactive: 0,
         define: Define::Plain(api.virNWFilterDefineXML),
+        transient: None,
         undefine: Order::Plain(api.virNWFilterUndefine),
         start: None,
         stop: None,
@@ -179,6 +191,7 @@ fn node_device(api: &Api) -> Table {
         // VIR_NODE_DEVICE_XML_INACTIVE is newer than the releases we serve, and an error there.
         inactive: 0,
         define: Define::Flags(api.virNodeDeviceDefineXML),
+        transient: None,
         undefine: Order::Flags(api.virNodeDeviceUndefine),
         start: Some(Order::Flags(api.virNodeDeviceCreate)),
         stop: Some(Order::Plain(api.virNodeDeviceDestroy)),
@@ -198,6 +211,7 @@ fn interface(api: &Api) -> Table {
         // The backend without definitions (udev) knows no flags.
         inactive: 0,
         define: Define::Flags(api.virInterfaceDefineXML),
+        transient: None,
         undefine: Order::Plain(api.virInterfaceUndefine),
         start: Some(Order::Flags(api.virInterfaceCreate)),
         stop: Some(Order::Flags(api.virInterfaceDestroy)),
@@ -233,9 +247,33 @@ impl Object {
 
     pub(crate) fn define(connection: &Arc<Handle>, kind: Kind, xml: &str) -> Result<Object, Error> {
         let table = kind.table(connection.api);
-        let made = match table.define {
-            Define::Plain(f) => Handle::by_text(connection, f, xml, table.free, "define")?,
-            Define::Flags(f) => Handle::by_text_flags(connection, f, xml, 0, table.free, "define")?,
+        Self::make(connection, kind, (&table.define, table.free), xml, "define")
+    }
+
+    pub(crate) fn start_transient(
+        connection: &Arc<Handle>,
+        kind: Kind,
+        xml: &str,
+    ) -> Result<Object, Error> {
+        const START: &str = "start without a definition";
+        let table = kind.table(connection.api);
+        let (_, function) = table.transient.ok_or(Error::Unsupported {
+            operation: START,
+            kind: kind.as_str(),
+        })?;
+        Self::make(connection, kind, (&function, table.free), xml, START)
+    }
+
+    fn make(
+        connection: &Arc<Handle>,
+        kind: Kind,
+        (function, free): (&Define, FreeFn),
+        xml: &str,
+        call: &'static str,
+    ) -> Result<Object, Error> {
+        let made = match function {
+            Define::Plain(f) => Handle::by_text(connection, *f, xml, free, call)?,
+            Define::Flags(f) => Handle::by_text_flags(connection, *f, xml, 0, free, call)?,
         };
         Ok(Object::new(kind, made))
     }
@@ -310,6 +348,17 @@ impl Object {
     pub fn is_active(&self) -> Result<bool, Error> {
         match self.table().is_active {
             Some(function) => Ok(self.handle.int(function, "active")? == 1),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether it has a definition that outlives it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn is_persistent(&self) -> Result<bool, Error> {
+        match self.table().transient {
+            Some((function, _)) => Ok(self.handle.int(function, "persistent")? == 1),
             None => Ok(true),
         }
     }

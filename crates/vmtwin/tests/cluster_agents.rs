@@ -533,6 +533,13 @@ fn certificates_are_renewed_before_they_end() {
         database,
         &format!("UPDATE node_certificate SET expires_at = '{near}' WHERE node = '{id}'"),
     );
+    let checks = document(&two.run(&["doctor", "--json"]));
+    let check = |what: &str| {
+        let mut all = checks.as_array().unwrap().iter();
+        all.find(|check| check["what"] == what).unwrap()["found"].to_string()
+    };
+    assert!(check("certificate").contains("2027-01-01"), "{checks}");
+    assert!(check("host name").contains("node"), "{checks}");
     let away = two.fails(&["cluster", "renew"], &["must run `vmtwin serve`"]);
     assert!(
         away.contains("the authority's key is not on this node"),

@@ -120,6 +120,22 @@ fn furnish(host: &LibvirtHost) -> LibvirtGuest {
     );
     host.virsh(&["pool-start", "images"]);
     host.virsh(&["pool-autostart", "images"]);
+    // Two that no definition outlives.
+    let passing = host.file("passing");
+    std::fs::create_dir(&passing).unwrap();
+    define(
+        host,
+        "net-create",
+        "<network><name>passing</name><bridge name='tpas0'/></network>",
+    );
+    define(
+        host,
+        "pool-create",
+        &format!(
+            "<pool type='dir'><name>passing</name><target><path>{}</path></target></pool>",
+            passing.display()
+        ),
+    );
     let create = |name: &str, more: &[&str]| {
         let fixed = ["vol-create-as", "images", name, "8M", "--format", "qcow2"];
         host.virsh(&[&fixed[..], more].concat());
@@ -178,7 +194,7 @@ fn everything(host: &LibvirtHost) -> BTreeMap<String, String> {
         let lasts = |line: &&str| !filling.iter().any(|word| line.contains(word));
         let lines = told.lines().filter(lasts);
         let lines: Vec<&str> = lines.filter(|line| line.starts_with(only)).collect();
-        all.insert(arguments.join(" "), lines.join("\n"));
+        all.insert(format!("{} {only}", arguments.join(" ")), lines.join("\n"));
     };
     for uuid in lines(host, &["secret-list"]) {
         keep(&["secret-dumpxml", uuid.split(' ').next().unwrap()], "");
@@ -207,8 +223,9 @@ fn everything(host: &LibvirtHost) -> BTreeMap<String, String> {
     for pool in lines(host, &["pool-list", "--all", "--name"]) {
         keep(&["vol-list", &pool], "");
         keep(&["pool-dumpxml", "--inactive", &pool], "");
-        keep(&["pool-info", &pool], "State");
-        keep(&["pool-info", "--bytes", &pool], "Autostart");
+        for word in ["State", "Autostart", "Persistent"] {
+            keep(&["pool-info", &pool], word);
+        }
     }
     all
 }
@@ -230,9 +247,11 @@ fn wipe(host: &LibvirtHost) {
     for network in lines(host, &["net-list", "--name"]) {
         host.virsh(&["net-destroy", &network]);
     }
+    // Those that are left have a definition.
     for network in lines(host, &["net-list", "--all", "--name"]) {
         host.virsh(&["net-undefine", &network]);
     }
+    host.virsh(&["pool-destroy", "passing"]);
     host.virsh(&["pool-destroy", "images"]);
     host.virsh(&["pool-undefine", "images"]);
     for filter in ["a-web", "z-base"] {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::difference::difference;
 use super::needs::needs;
-use super::{Action, Context, Item, Section, Step, item};
+use super::{Action, Context, Item, Section, Step, TRANSIENT, item};
 use crate::node::Object;
 use crate::xml::Element;
 
@@ -110,10 +110,22 @@ fn logical(cx: &mut Context<'_>, object: &Object) -> Item {
         }
         one.differences = difference(&now, &then);
     }
-    if live.is_none() || !one.differences.is_empty() {
-        one.steps.push(Step::Define { definition });
+    let is_transient = object.parts.iter().any(|part| part.kind == TRANSIENT);
+    match (is_transient, live) {
+        (true, None) => one.steps.push(Step::StartTransient { definition }),
+        (true, Some(_)) if !one.differences.is_empty() => {
+            return one.left_alone(
+                "it had no definition that outlives it, and this node has one of that name",
+            );
+        }
+        (false, _) if live.is_none() || !one.differences.is_empty() => {
+            one.steps.push(Step::Define { definition });
+        }
+        _ => {}
     }
-    switch(cx, object, live, &then, &mut one);
+    if !is_transient {
+        switch(cx, object, live, &then, &mut one);
+    }
     if object.kind == "secret" {
         set_value(cx, object, live, &mut one);
     }

@@ -44,7 +44,7 @@ use crate::xml::Element;
 
 /// Part of a domain: the name of its current snapshot.
 pub const CURRENT_SNAPSHOT: &str = "current-snapshot";
-/// Part of a domain: it has no definition that outlives its process.
+/// Part of a domain, a network or a pool: it has no definition that outlives it.
 pub const TRANSIENT: &str = "transient";
 /// Part of a domain: its UEFI variables, in base64; the name is the path of their file.
 pub const NVRAM: &str = "nvram";
@@ -150,6 +150,11 @@ pub enum Step {
     /// Defines it, or changes its definition.
     Define {
         /// The definition.
+        definition: String,
+    },
+    /// Starts it without a definition that outlives it.
+    StartTransient {
+        /// What it is started by.
         definition: String,
     },
     /// Gives a secret the value that the backup holds.

@@ -138,11 +138,13 @@ functions! {
     virNetworkGetName: NameFn;
     virNetworkGetUUIDString: UuidFn;
     virNetworkGetXMLDesc: XmlFn;
+    virNetworkCreateXML: ByTextFn;
     virNetworkDefineXML: ByTextFn;
     virNetworkUndefine: IntFn;
     virNetworkCreate: IntFn;
     virNetworkDestroy: IntFn;
     virNetworkIsActive: IntFn;
+    virNetworkIsPersistent: IntFn;
     virNetworkGetAutostart: GetIntFn;
     virNetworkSetAutostart: SetIntFn;
 
@@ -152,6 +154,7 @@ functions! {
     virStoragePoolGetName: NameFn;
     virStoragePoolGetUUIDString: UuidFn;
     virStoragePoolGetXMLDesc: XmlFn;
+    virStoragePoolCreateXML: ByTextFlagsFn;
     virStoragePoolDefineXML: ByTextFlagsFn;
     virStoragePoolUndefine: IntFn;
     virStoragePoolCreate: FlagsFn;
@@ -159,6 +162,7 @@ functions! {
     virStoragePoolBuild: FlagsFn;
     virStoragePoolRefresh: FlagsFn;
     virStoragePoolIsActive: IntFn;
+    virStoragePoolIsPersistent: IntFn;
     virStoragePoolGetAutostart: GetIntFn;
     virStoragePoolSetAutostart: SetIntFn;
     virStoragePoolListAllVolumes: ListFn;

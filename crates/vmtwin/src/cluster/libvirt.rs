@@ -145,6 +145,9 @@ fn logical(connection: &Connection, kind: Kind, name: &str) -> Found {
             }
             parts.sort_by(|one, other| one.name.cmp(&other.name));
         }
+        if !object.is_persistent()? {
+            parts.push(part(TRANSIENT, &object.name()?, String::new()));
+        }
         Ok(Object {
             by: "libvirt".to_owned(),
             kind: name.to_owned(),

@@ -192,6 +192,14 @@ fn object(connection: &Connection, kind: Kind, name: &str, step: &Step) -> Resul
     let find = || connection.object(kind, name);
     match step {
         Step::Define { definition } => connection.define(kind, definition).map(|_| ())?,
+        // Done already, if it is there.
+        Step::StartTransient { definition } => match find() {
+            Ok(_) => {}
+            Err(error) if error.is_missing() => {
+                connection.start_transient(kind, definition).map(|_| ())?;
+            }
+            Err(error) => return Err(error.into()),
+        },
         Step::BuildPool => find()?.build_pool()?,
         Step::Autostart { on } => find()?.set_autostart(*on)?,
         Step::Start => {

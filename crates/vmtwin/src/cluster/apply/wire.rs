@@ -75,6 +75,7 @@ pub(in crate::cluster) fn outline(mut plan: Plan) -> Plan {
     for step in plan.items.iter_mut().flat_map(|item| &mut item.steps) {
         match step {
             Step::Define { definition }
+            | Step::StartTransient { definition }
             | Step::CreateVolume { definition, .. }
             | Step::RedefineSnapshot { definition, .. }
             | Step::RedefineCheckpoint { definition, .. } => definition.clear(),

@@ -12,8 +12,8 @@ use crate::db::Db;
 use crate::home::Home;
 use crate::timer::{self, Spec};
 
-/// A certificate that ends within this time is told of.
-const SOON: time::Duration = time::Duration::days(60);
+/// A certificate that ends within this time is told of: its agent should have renewed it.
+const SOON: time::Duration = time::Duration::days(300);
 
 /// Looks; says nothing where there is no catalog, which another check tells.
 pub(super) fn checks(home: &Home) -> Vec<Check> {
@@ -31,6 +31,7 @@ pub(super) fn checks(home: &Home) -> Vec<Check> {
     };
     let mut all = schedules(home, &db).unwrap_or_else(unread);
     all.extend(certificate(home, &db).unwrap_or_else(unread));
+    all.extend(host_name(home, &db).map_or_else(unread, Vec::from_iter));
     all
 }
 
@@ -112,6 +113,26 @@ fn follows(command_line: &[u8]) -> bool {
     let words: Vec<&[u8]> = words.collect();
     let pair: [&[u8]; 2] = [b"schedule", b"follow"];
     ours && (words.contains(&&b"serve"[..]) || words.windows(2).any(|two| two == pair))
+}
+
+/// Nodes tell their jobs and schedules apart by the names of their hosts.
+fn host_name(home: &Home, db: &Db) -> Result<Option<Check>> {
+    let Some(own) = Identity::of(home)? else {
+        return Ok(None);
+    };
+    let nodes = db.run(async |c| c.nodes().await)?;
+    let host = timer::host()?;
+    let other = nodes
+        .iter()
+        .find(|node| node.host == host && node.id != own.id);
+    Ok(other.map(|other| {
+        Check::not(
+            "host name",
+            State::Warning,
+            format!("the node {} has this host's name too: {host}", other.name),
+            "give each host a name of its own: hostnamectl set-hostname NAME, then: vmtwin cluster collect",
+        )
+    }))
 }
 
 /// Of a node of a cluster.
