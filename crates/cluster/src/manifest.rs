@@ -105,7 +105,7 @@ pub struct HeldSecrets {
     pub values: u64,
     /// Guests with passwords in their definitions.
     pub passwords: u64,
-    /// Files of the node's own: its certificate, the cluster's authority.
+    /// Files of the node's own: its certificate, its settings, passwords of repositories.
     pub files: u64,
 }
 

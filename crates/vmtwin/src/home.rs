@@ -29,7 +29,7 @@ use crate::cancel::Cancel;
 use crate::cli::Global;
 use crate::cluster::Recipients;
 
-pub(crate) use named::{MAIN, Named};
+pub(crate) use named::{MAIN, Named, check_name};
 
 /// Longest password accepted from a file or a command, bytes.
 const MAX_PASSWORD_BYTES: u64 = 4096;
@@ -315,6 +315,11 @@ impl Home {
             database: url.map(str::to_owned),
             ..self.config()?
         })
+    }
+
+    /// Whether a text is one of settings.
+    pub(crate) fn is_settings(text: &str) -> bool {
+        serde_json::from_str::<Config>(text).is_ok()
     }
 
     fn keep(&self, config: Config) -> Result<()> {

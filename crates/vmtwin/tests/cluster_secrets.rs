@@ -164,6 +164,9 @@ fn secrets_come_back_for_who_has_the_key() {
         .host
         .virsh(&["secret-set-value", PRIVATE, "Z2VoZWlt"]);
     let before = nodes.each_ref().map(secrets);
+    let repo = nodes[0].host.file("repo");
+    let made = nodes[0].ends(&["init", "--repo", text(&repo)], 0);
+    let repo_password = made["password"].as_str().unwrap().to_owned();
 
     // Without the flag no secret is anywhere.
     let (file, report) = backup(&nodes[0], &["--require-all"]);
@@ -197,7 +200,7 @@ fn secrets_come_back_for_who_has_the_key() {
     );
     assert!(warnings.contains("allow-restore n1"), "{warnings}");
     assert!(warnings.contains(PRIVATE), "{warnings}");
-    assert_eq!(of(&report, "n1")["secrets"]["files"], 2, "{report}");
+    assert_eq!(of(&report, "n1")["secrets"]["files"], 4, "{report}");
     assert_eq!(of(&report, "n2")["secrets"]["values"], 1, "{report}");
     assert_eq!(of(&report, "n2")["secrets"]["passwords"], 1, "{report}");
     assert!(of(&report, "n3")["secrets"].is_null(), "{report}");
@@ -211,6 +214,8 @@ fn secrets_come_back_for_who_has_the_key() {
     assert_nothing_lies_about(&nodes, &file);
     let file = text(&file);
     run(Command::new("unzip").args(["-t", file]));
+    let all = run(Command::new("unzip").args(["-p", file])).stdout;
+    assert!(!String::from_utf8_lossy(&all).contains(&repo_password));
     let n2 = opened_by_age(key, &unpacked(&nodes[0], file, "secrets/n2.age"));
     assert_eq!(n2["values"][uuid(&nodes[1])], value(&nodes[1]), "{n2}");
     let checked = nodes[0].run(&["cluster", "validate", file, "--secrets-identity", key]);
@@ -318,6 +323,10 @@ fn homes_are_lost(nodes: &mut [Node; 3], archive: &Path, key: &str, url: &str) {
         node.ends(&[&restore[..], &more].concat(), 0);
         node.serve(None);
     }
+    // What it knew of its repository, and who may restore it.
+    nodes[0].ends(&["stats"], 0);
+    let allowed = nodes[1].ends(&["cluster", "node", "allow-restore"], 0);
+    assert_eq!(allowed["nodes"][0]["name"], "n1");
     nodes[0].ends(&["cluster", "token"], 0);
     let up = nodes[2].ends(&["cluster", "nodes"], 0);
     for node in up.as_array().unwrap() {

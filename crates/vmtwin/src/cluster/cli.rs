@@ -295,7 +295,7 @@ pub(crate) struct ClusterBackupArgs {
     /// those without
     #[arg(long, value_name = "WORD", value_parser = label)]
     pub(crate) label: Option<String>,
-    /// With values of libvirt's secrets, passwords of guests and keys of the nodes, sealed
+    /// With values of libvirt's secrets, passwords of guests, keys and passwords of the nodes, sealed
     #[arg(long)]
     pub(crate) with_secrets: bool,
     /// Seal them with the first line of this file too [beside: --secrets-recipient]

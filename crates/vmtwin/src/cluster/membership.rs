@@ -9,11 +9,10 @@
 //! A host that joins sends its key's request and the token's secret to the agent that issued the
 //! token, over TLS that is pinned to the authority; the certificate and the database's URL come back.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use vmtwin_catalog::{Cluster, NewNode, NodeId};
@@ -27,11 +26,11 @@ use zeroize::Zeroizing;
 use super::cli::{ClusterJoinArgs, DEFAULT_PORT, TokenArgs};
 use super::node::{Identity, host_name, refuse_to_leave_guests};
 use crate::db::Db;
-use crate::home::{Home, write_new_private, write_private};
+use crate::home::{Home, write_private};
 
 /// Files in the home folder.
-const AUTHORITY: &str = "cluster-authority.json";
-const NODE: &str = "node-tls.json";
+pub(super) const AUTHORITY: &str = "cluster-authority.json";
+pub(super) const NODE: &str = "node-tls.json";
 /// Most of an answer to a join, bytes.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
@@ -186,35 +185,19 @@ fn kept_authority(home: &Home) -> Result<Option<Authority>> {
     Ok(Some(Authority::from_pem(&kept.certificate, &kept.key)?))
 }
 
-/// The files with keys that this host has, by their names.
-pub(super) fn secret_files(home: &Home) -> Result<BTreeMap<String, Zeroizing<String>>> {
-    let mut files = BTreeMap::new();
-    for name in [AUTHORITY, NODE] {
-        if let Some(text) = read(&home.dir().join(name))? {
-            let text = Zeroizing::new(str::from_utf8(&text)?.to_owned());
-            files.insert(name.to_owned(), text);
-        }
-    }
-    Ok(files)
+/// Whether a text is what [`AUTHORITY`] holds.
+pub(super) fn is_authority(text: &str) -> bool {
+    let kept = serde_json::from_str::<KeptAuthority>(text);
+    kept.is_ok_and(|kept| Authority::from_pem(&kept.certificate, &kept.key).is_ok())
 }
 
-/// Keeps one of them that this host had, or the one whose place it takes; what is here stays.
-pub(super) fn keep_file(home: &Home, name: &str, text: &str) -> Result<()> {
-    // The text of an error would show what it stumbled over.
-    let damaged = || anyhow!("{name} in the backup is damaged");
-    match name {
-        AUTHORITY => {
-            let kept: KeptAuthority = serde_json::from_str(text).map_err(|_| damaged())?;
-            Authority::from_pem(&kept.certificate, &kept.key)?;
-        }
-        NODE => {
-            let kept: KeptNode = serde_json::from_str(text).map_err(|_| damaged())?;
-            Certificate::fingerprint_of(&kept.certificate)?;
-            NodeKey::from_pem(&kept.key)?;
-        }
-        _ => bail!("{name} is no file of a node"),
-    }
-    write_new_private(&home.dir().join(name), text.as_bytes())
+/// Whether a text is what [`NODE`] holds.
+pub(super) fn is_node(text: &str) -> bool {
+    let kept = serde_json::from_str::<KeptNode>(text);
+    kept.is_ok_and(|kept| {
+        Certificate::fingerprint_of(&kept.certificate).is_ok()
+            && NodeKey::from_pem(&kept.key).is_ok()
+    })
 }
 
 /// The authority of the cluster, if its key is on this host.

@@ -15,6 +15,9 @@ use super::node::Identity;
 use crate::db::Db;
 use crate::home::{Home, write_private};
 
+/// The file, in the home folder.
+pub(super) const FILE: &str = "restore-allowed.json";
+
 /// `restore-allowed.json`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,5 +78,5 @@ fn keep(home: &Home, kept: Allowed) -> Result<Allowed> {
 }
 
 fn path(home: &Home) -> PathBuf {
-    home.dir().join("restore-allowed.json")
+    home.dir().join(FILE)
 }

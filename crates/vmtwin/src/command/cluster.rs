@@ -322,8 +322,8 @@ fn sealed_text(sealed: &Sealed, nodes: &[Node]) -> String {
         by.push("who knows the passphrase".to_owned());
     }
     format!(
-        "secrets of {} of {} nodes ({values} values, {passwords} guests with passwords, {files} files with \
-         keys), sealed for {}",
+        "secrets of {} of {} nodes ({values} values, {passwords} guests with passwords, {files} files of \
+         the nodes), sealed for {}",
         held.clone().count(),
         nodes.len(),
         by.join(", ")

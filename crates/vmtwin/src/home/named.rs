@@ -137,7 +137,7 @@ impl Home {
 }
 
 /// Letters, digits, `-` and `_`: it is part of a file's name, and must not look like a location.
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     match name.is_empty() || name.len() > 64 || name == MAIN || !name.chars().all(plain) {
         true => {

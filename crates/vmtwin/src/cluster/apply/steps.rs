@@ -13,7 +13,7 @@ use vmtwin_libvirt::{Connection, Domain, DomainState, Error, Kind};
 use zeroize::Zeroizing;
 
 use super::super::libvirt::{self, MAX_NVRAM_BYTES};
-use super::super::membership;
+use super::super::secrets;
 use super::host::Prepared;
 use super::report::{NotDeployed, Outcome, named};
 use crate::cancel::Cancel;
@@ -125,7 +125,7 @@ impl Host<'_> {
 
     fn keep_file(&self, name: &str) -> Result<()> {
         let text = self.secrets.and_then(|secrets| secrets.files.get(name));
-        membership::keep_file(self.home, name, text.context("it is not known")?)
+        secrets::keep_file(self.home, name, text.context("it is not known")?)
     }
 
     fn domain(&self, item: &Item, step: &Step) -> Result<()> {

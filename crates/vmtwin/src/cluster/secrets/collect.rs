@@ -8,14 +8,15 @@ use vmtwin_cluster::plan::passwords;
 use vmtwin_libvirt::{Connection, ErrorCode, Kind};
 use zeroize::Zeroizing;
 
-use super::super::{libvirt, membership};
+use super::super::libvirt;
+use super::files;
 use crate::home::Home;
 
 /// Reads them all, also what could not be read.
 pub(in crate::cluster) fn collect(home: &Home, node: &str) -> Result<(NodeSecrets, Vec<String>)> {
     let mut secrets = NodeSecrets::none_of(node);
     let mut warnings = Vec::new();
-    secrets.files = membership::secret_files(home)?;
+    secrets.files = files::read(home)?;
     if libvirt::is_here() {
         match libvirt::connect() {
             Ok(connection) => {
