@@ -101,26 +101,13 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     }
     .run(&document, Duration::from_secs(args.node_timeout))?;
     pass("cluster-collected")?;
-    let absent = nodes
-        .iter()
-        .filter(|node| node.state != NodeState::Collected);
-    warnings.extend(absent.map(|node| {
-        let why = node.error.as_deref().unwrap_or("not asked");
-        match node.as_of {
-            Some(as_of) => format!(
-                "{}: {why}; its last known configuration is of {as_of}{}",
-                node.name,
-                match sealing {
-                    Some(_) => ", without its secrets",
-                    None => "",
-                }
-            ),
-            None => format!("{}: {why}; no configuration is known", node.name),
-        }
-    }));
-    if args.require_all && nodes.iter().any(|node| node.state != NodeState::Collected) {
+    warnings.extend(absence(&nodes, sealing.is_some()));
+    let is_missing = |node: &Node| {
+        node.state != NodeState::Collected || sealing.is_some() && node.secrets.is_none()
+    };
+    if args.require_all && nodes.iter().any(is_missing) {
         bail!(
-            "not every node's configuration is of now, and nothing was written: {}",
+            "not all of every node is of now, and nothing was written: {}",
             warnings.join("; ")
         );
     }
@@ -168,6 +155,27 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         removed,
         warnings,
     })
+}
+
+/// Which nodes are not in a backup as they are now, and why.
+fn absence(nodes: &[Node], with_secrets: bool) -> Vec<String> {
+    let secrets = match with_secrets {
+        true => ", without its secrets",
+        false => "",
+    };
+    let absent = nodes
+        .iter()
+        .filter(|node| node.state != NodeState::Collected);
+    let told = absent.map(|node| {
+        let (name, why) = (&node.name, node.error.as_deref().unwrap_or("not asked"));
+        match node.as_of {
+            Some(as_of) => {
+                format!("{name}: {why}; its last known configuration is of {as_of}{secrets}")
+            }
+            None => format!("{name}: {why}; no configuration is known"),
+        }
+    });
+    told.collect()
 }
 
 /// `NAME-20261122T192241.123456Z.zip` or `NAME-LABEL-…`, with what no file's name may hold left out.

@@ -281,7 +281,7 @@ pub(crate) struct ClusterBackupArgs {
     /// Folder for the file, or s3://BUCKET/PREFIX [default: the home folder's]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
-    /// Fail, and write nothing, unless every node's configuration is of now
+    /// Fail, and write nothing, unless every node's configuration is of now, and its secrets if asked for
     #[arg(long)]
     pub(crate) require_all: bool,
     /// How long a node may take, all tries together, seconds
