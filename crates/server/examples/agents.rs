@@ -17,7 +17,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -72,11 +72,22 @@ async fn main() {
         };
         let router = Router::new()
             .route("/v1/node/config", get(config))
+            .route("/v1/node/secrets", post(secrets))
             .with_state(node);
         tokio::spawn(listener.serve(router, std::future::pending()));
     }
     println!("ready");
     std::future::pending::<()>().await;
+}
+
+/// Sealed secrets are bytes that the asker cannot read; these are none.
+async fn secrets(Extension(peer): Extension<PeerCertificate>) -> Response {
+    if peer.0.is_none() {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let sealed = "x0Z9".repeat(8 << 10);
+    let held = r#"{"values":5,"passwords":20,"files":4}"#;
+    format!(r#"{{"sealed":"{sealed}","held":{held},"warnings":[]}}"#).into_response()
 }
 
 async fn config(State(node): State<Node>, Extension(peer): Extension<PeerCertificate>) -> Response {

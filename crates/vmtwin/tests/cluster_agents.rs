@@ -466,6 +466,7 @@ fn answers_of_a_hostile_agent_are_refused() {
         let node = &document(&output)["nodes"][1];
         assert!(node["not_reached"].is_string(), "{node}");
     }
+    secrets_of_a_hostile_agent(&one, &two, &address, file);
     let other = "00000000-0000-4000-8000-000000000000";
     let status = serde_json::json!({
         "id": other, "state": "ended", "done": 0, "total": 0, "what": "", "error": null,
@@ -477,6 +478,62 @@ fn answers_of_a_hostile_agent_are_refused() {
     assert!(!told(&output).contains(['\u{1b}', '\u{7}']));
     let error = document(&output)["nodes"][1]["error"].to_string();
     assert!(error.contains("another restore"), "{error}");
+}
+
+/// Its configuration is good, and what it gives for its secrets is not: they are left out, or cannot be
+/// opened, and nothing else is lost by it.
+fn secrets_of_a_hostile_agent(one: &Vmtwin, two: &Vmtwin, address: &str, file: &str) {
+    let document = Command::new("unzip")
+        .args(["-p", file, "nodes/node2.xml"])
+        .output();
+    let document = String::from_utf8(document.unwrap().stdout).unwrap();
+    let key = one.path("secrets.key");
+    let made = one.json(&["cluster", "secrets-key", text(&key)]);
+    let with = [
+        "--with-secrets",
+        "--secrets-recipient",
+        made["recipient"].as_str().unwrap(),
+    ];
+    let held = r#"{"values":18446744073709551615,"passwords":1,"files":1}"#;
+    for (sealed, is_in) in [("%%%", false), ("", true), ("AAAA", true)] {
+        let document = document.clone();
+        let given = format!(r#"{{"sealed":"{sealed}","held":{held},"warnings":["\u001b[2J"]}}"#);
+        let router = axum::Router::new()
+            .route("/v1/node/config", axum::routing::get(async || document))
+            .route("/v1/node/secrets", axum::routing::post(async || given));
+        let _hostile = Hostile::start(two, address, router);
+        let output = one.run(&[&["cluster", "backup"], &with[..]].concat());
+        assert_eq!(code(&output), 3, "{}", told(&output));
+        assert!(!told(&output).contains('\u{1b}'), "{}", told(&output));
+        let report = backup(one, &with);
+        assert_eq!(state(&report, "node2"), "collected", "{report}");
+        assert_eq!(report["nodes"][1]["secrets"].is_object(), is_in, "{report}");
+        let file = report["file"].as_str().unwrap();
+        let validate = [
+            "cluster",
+            "validate",
+            file,
+            "--secrets-identity",
+            text(&key),
+            "--json",
+        ];
+        let output = one.run(&validate);
+        let report = document_of(&output);
+        assert_eq!(
+            report["secrets_opened"],
+            serde_json::json!(["node1"]),
+            "{report}"
+        );
+        assert_eq!(
+            report["secrets_closed"].as_array().unwrap().len(),
+            usize::from(is_in)
+        );
+    }
+}
+
+fn document_of(output: &Output) -> Value {
+    assert!(matches!(code(output), 0 | 3), "{}", told(output));
+    document(output)
 }
 
 fn tls_of(node: &Vmtwin) -> Value {

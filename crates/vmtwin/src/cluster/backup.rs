@@ -215,7 +215,7 @@ impl Collecting<'_> {
                 let given = self.sealing.map(|sealing| {
                     secrets::Given::of_this_node(self.home, &own.id, &sealing.recipients)
                 });
-                self.add_secrets(&mut node, given)?;
+                self.add_secrets(&mut node, given);
                 nodes.push(self.add(node, &mut xml.as_bytes())?);
             } else if client.is_some() && row.address.is_some() {
                 to_ask.push(row);
@@ -265,28 +265,26 @@ impl Collecting<'_> {
     }
 
     /// Adds what a node gave of its secrets, or says why they are not there.
-    fn add_secrets(
-        &mut self,
-        node: &mut Node,
-        given: Option<Result<secrets::Given>>,
-    ) -> Result<()> {
-        let Some(given) = given else { return Ok(()) };
-        let given = match given {
+    fn add_secrets(&mut self, node: &mut Node, given: Option<Result<secrets::Given>>) {
+        let Some(given) = given else { return };
+        // What another node gave is its own affair: nothing of it may end the backup of all.
+        let path = EntryPath::Secrets(node.name.clone());
+        let added = given.and_then(|given| {
+            self.parts.add(path, &mut given.sealed()?.as_slice())?;
+            Ok(given)
+        });
+        let given = match added {
             Ok(given) => given,
             Err(error) => {
                 let name = &node.name;
                 let why = format!("{name}: its secrets are not in the backup: {error:#}");
-                self.warnings.push(why);
-                return Ok(());
+                return self.warnings.push(why);
             }
         };
-        let path = EntryPath::Secrets(node.name.clone());
-        self.parts.add(path, &mut given.sealed()?.as_slice())?;
         let told = given.warnings.iter().take(MAX_WARNINGS);
         let told = told.map(|told| format!("{}: {}", node.name, clean(told)));
         self.warnings.extend(told);
         node.secrets = Some(given.held);
-        Ok(())
     }
 
     fn add_given(
@@ -296,7 +294,7 @@ impl Collecting<'_> {
         secrets: Option<Result<secrets::Given>>,
     ) -> Result<Node> {
         let mut node = collected(row, given.taken_at)?;
-        self.add_secrets(&mut node, secrets)?;
+        self.add_secrets(&mut node, secrets);
         let node = self.add(node, &mut given.file)?;
         let told = given.warnings.map(|told| format!("{}: {told}", node.name));
         self.warnings.extend(told);

@@ -24,6 +24,8 @@ pub(crate) struct ValidateReport {
     pub(crate) entries: usize,
     /// Nodes whose secrets were opened with the key that was given.
     pub(crate) secrets_opened: Vec<String>,
+    /// Why others' were not.
+    pub(crate) secrets_closed: Vec<String>,
     /// Nodes of the backup that are not in the cluster any more.
     pub(crate) nodes_gone: Vec<String>,
     /// Nodes of the cluster that the backup does not know.
@@ -49,6 +51,7 @@ impl ValidateReport {
             &self.hardware_missing,
             &self.hardware_new,
             &self.hardware_changed,
+            &self.secrets_closed,
         ];
         lists.iter().all(|list| list.is_empty())
             && self.plan_error.is_none()
@@ -73,10 +76,11 @@ pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<Vali
         {
             read_node(&mut archive, &node.name)?;
         }
-        if let Some(opening) = &opening
-            && opening.node(&mut archive, &node)?.is_some()
-        {
-            report.secrets_opened.push(node.name.to_string());
+        let opened = opening.as_ref();
+        match opened.map(|opening| opening.node(&mut archive, &node)) {
+            Some(Ok(Some(_))) => report.secrets_opened.push(node.name.to_string()),
+            Some(Err(error)) => report.secrets_closed.push(format!("{error:#}")),
+            Some(Ok(None)) | None => {}
         }
     }
     let db = Db::open(home)?;
@@ -107,8 +111,9 @@ pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<Vali
         report.hardware_missing = difference.missing;
         report.hardware_new = difference.new;
         report.hardware_changed = difference.changed;
-        let opened = opening.map(|opening| opening.node(&mut archive, &own));
-        match plan_of(home, &db, (&then, opened.transpose()?.flatten())) {
+        // Why they cannot be opened is told already.
+        let opened = opening.and_then(|opening| opening.node(&mut archive, &own).ok());
+        match plan_of(home, &db, (&then, opened.flatten())) {
             Ok(plan) => report.plan = Some(plan),
             Err(error) => report.plan_error = Some(format!("{error:#}")),
         }

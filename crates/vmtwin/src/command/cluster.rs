@@ -336,6 +336,7 @@ fn validate_text(report: &ValidateReport) -> String {
             report.secrets_opened.join(", ")
         ));
     }
+    lines.extend(report.secrets_closed.clone());
     for (what, list) in [
         ("node is not in the cluster any more", &report.nodes_gone),
         ("node is not in the backup", &report.nodes_new),

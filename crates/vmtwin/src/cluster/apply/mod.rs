@@ -168,19 +168,22 @@ fn planned(
         };
         match &job.target.place {
             Place::Nowhere(why) => job.report.not_reached = Some(why.clone()),
-            Place::Here { .. } => {
-                let (document, secrets) = source.node(&job.target.name)?;
-                let prepared = host::prepare(home, db, (&document, secrets), options)?;
-                job.report.outcome = Outcome::before(&prepared.plan);
-                job.report.plan = Some(prepared.plan.clone());
-                job.prepared = Some(prepared);
-            }
-            Place::Agent { id, address } => {
-                let (document, secrets) = source.node(&job.target.name)?;
-                let node = (document.to_xml()?, secrets);
-                let order = remote::Asked::new(id, address, node, options)?;
-                job.order = Some(order);
-            }
+            Place::Here { .. } => match source.node(&job.target.name) {
+                Ok((document, secrets)) => {
+                    let prepared = host::prepare(home, db, (&document, secrets), options)?;
+                    job.report.outcome = Outcome::before(&prepared.plan);
+                    job.report.plan = Some(prepared.plan.clone());
+                    job.prepared = Some(prepared);
+                }
+                Err(error) => job.report.not_reached = Some(format!("{error:#}")),
+            },
+            Place::Agent { id, address } => match source.node(&job.target.name) {
+                Ok((document, secrets)) => {
+                    let node = (document.to_xml()?, secrets);
+                    job.order = Some(remote::Asked::new(id, address, node, options)?);
+                }
+                Err(error) => job.report.not_reached = Some(format!("{error:#}")),
+            },
         }
         jobs.push(job);
     }

@@ -222,7 +222,11 @@ fn object_lines(what: &str, objects: &Objects, detail: bool) -> Vec<String> {
 /// Whose secrets there are, and who can open them.
 pub(super) fn sealed_text(sealed: &Sealed, nodes: &[Node]) -> String {
     let held = nodes.iter().filter_map(|node| node.secrets);
-    let count = |of: fn(&HeldSecrets) -> u64| held.clone().map(|one| of(&one)).sum::<u64>();
+    // What nodes say that they have, so no sum is too large.
+    let count = |of: fn(&HeldSecrets) -> u64| {
+        let all = held.clone().map(|one| of(&one));
+        all.fold(0, u64::saturating_add)
+    };
     let values = count(|held| held.values);
     let passwords = count(|held| held.passwords);
     let files = count(|held| held.files);
