@@ -35,8 +35,8 @@ pub struct NodeSecrets {
     /// Definitions with passwords, by the names of the guests; of those that have some.
     #[serde(default)]
     pub definitions: BTreeMap<String, Zeroizing<String>>,
-    /// Files of the node's own, by name: its certificate and key, and those of the cluster's authority
-    /// on the node that has them.
+    /// Files of the node's own, by name: its certificate and key, its settings, passwords of repositories,
+    /// and certificate and key of the cluster's authority on the node that has them.
     #[serde(default)]
     pub files: BTreeMap<String, Zeroizing<String>>,
 }

@@ -642,6 +642,52 @@ fn a_lost_authority_is_made_anew() {
 }
 
 #[test]
+fn a_host_that_lost_its_home_is_its_node_again() {
+    let url = Postgres::shared().database();
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (node2, tls) = (address(&one, "node2"), tls_of(&two));
+    two.ok(&["cluster", "node", "allow-restore", "node1"]);
+    let key = one.path("secrets.key");
+    let made = one.json(&["cluster", "secrets-key", text(&key)]);
+    let recipient = made["recipient"].as_str().unwrap();
+    let with = [
+        "--require-all",
+        "--with-secrets",
+        "--secrets-recipient",
+        recipient,
+    ];
+    let report = backup(&one, &with);
+    let file = report["file"].as_str().unwrap();
+
+    agent2.end();
+    std::fs::remove_dir_all(two.home()).unwrap();
+    let restore = [
+        "cluster",
+        "restore",
+        file,
+        "--node",
+        "node2",
+        "--skip-database",
+        "--yes",
+    ];
+    let more = [
+        "--database",
+        &url,
+        "--secrets-identity",
+        text(&key),
+        "--json",
+    ];
+    let restored = document(&two.ok(&[&restore[..], &more].concat()));
+    let deployed = restored["nodes"][0]["deployed"].to_string();
+    assert!(deployed.contains("file node-tls.json"), "{restored}");
+    assert_eq!(tls_of(&two), tls);
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    backup(&one, &["--require-all"]);
+    backup(&two, &["--require-all"]);
+}
+
+#[test]
 fn a_database_that_goes_away_ends_no_agent() {
     let server = Postgres::start();
     let url = server.database();

@@ -23,6 +23,9 @@ use crate::home::Home;
 /// libvirt's own folder of them, which it makes at the first start of a guest; others are not made.
 const NVRAM_DIR: &str = "/var/lib/libvirt/qemu/nvram";
 
+/// A file of the node's own, as plans call it.
+const FILE: &str = "file";
+
 /// How many of a plan's things there is something to do with.
 pub(in crate::cluster) fn count(plan: &Plan) -> usize {
     let items = plan.items.iter();
@@ -39,10 +42,15 @@ pub(in crate::cluster) fn apply(
     progress: &dyn Fn(usize, &str),
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let connection = libvirt::connect().context("libvirt does not answer on this host")?;
+    let is_of_libvirt = |item: &Item| !item.steps.is_empty() && item.kind != FILE;
+    let connection = match prepared.plan.items.iter().any(is_of_libvirt) {
+        true => Some(libvirt::connect().context("libvirt does not answer on this host")?),
+        // A node may have none, and files of its own all the same.
+        false => None,
+    };
     let host = Host {
         home,
-        connection: &connection,
+        connection,
         secrets: prepared.secrets.as_ref().map(|(then, _)| &then.secrets),
         force,
     };
@@ -87,7 +95,7 @@ fn is_disconnected(error: &anyhow::Error) -> bool {
 /// What steps are done on.
 struct Host<'a> {
     home: &'a Home,
-    connection: &'a Connection,
+    connection: Option<Connection>,
     /// What the backup's were, where they were opened.
     secrets: Option<&'a NodeSecrets>,
     /// Running guests get their definition too.
@@ -95,6 +103,11 @@ struct Host<'a> {
 }
 
 impl Host<'_> {
+    fn connection(&self) -> Result<&Connection> {
+        let connection = self.connection.as_ref();
+        connection.context("libvirt does not answer on this host")
+    }
+
     fn item(&self, item: &Item, cancel: &Cancel) -> Result<()> {
         for step in &item.steps {
             if cancel.is_set() {
@@ -102,11 +115,11 @@ impl Host<'_> {
             }
             failpoint::pass("cluster restore step")?;
             match (item.kind.as_str(), step) {
-                ("volume", _) => volume(self.connection, step)?,
+                ("volume", _) => volume(self.connection()?, step)?,
                 ("domain", _) => self.domain(item, step)?,
                 ("secret", Step::SetValue) => self.set_value(&item.name)?,
-                ("file", Step::KeepFile) => self.keep_file(&item.name)?,
-                (kind, _) => object(self.connection, kind_of(kind)?, &item.name, step)?,
+                (FILE, Step::KeepFile) => self.keep_file(&item.name)?,
+                (kind, _) => object(self.connection()?, kind_of(kind)?, &item.name, step)?,
             }
         }
         Ok(())
@@ -119,7 +132,7 @@ impl Host<'_> {
         let value = BASE64_STANDARD.decode(value.as_bytes());
         // The text of that error would show what it stumbled over.
         let value = value.map_err(|_| anyhow!("its value in the backup is damaged"))?;
-        let secret = self.connection.object(Kind::Secret, uuid)?;
+        let secret = self.connection()?.object(Kind::Secret, uuid)?;
         Ok(secret.set_secret_value(&Zeroizing::new(value))?)
     }
 
@@ -129,7 +142,8 @@ impl Host<'_> {
     }
 
     fn domain(&self, item: &Item, step: &Step) -> Result<()> {
-        let find = || self.connection.domain(&item.name);
+        let connection = self.connection()?;
+        let find = || connection.domain(&item.name);
         match step {
             Step::Define { definition } => self.define(&item.name, definition)?,
             Step::Autostart { on } => find()?.set_autostart(*on)?,
@@ -155,7 +169,7 @@ impl Host<'_> {
 
     /// With the passwords of the backup, where they were opened; else with those that it has.
     fn define(&self, name: &str, definition: &str) -> Result<()> {
-        let now: Option<Domain> = match self.connection.domain(name) {
+        let now: Option<Domain> = match self.connection()?.domain(name) {
             Ok(domain) => Some(domain),
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error.into()),
@@ -173,7 +187,7 @@ impl Host<'_> {
         if let Some(then) = then {
             keep(&mut definition, then);
         }
-        self.connection.define_domain(&definition)?;
+        self.connection()?.define_domain(&definition)?;
         Ok(())
     }
 }
