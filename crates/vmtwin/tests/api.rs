@@ -438,14 +438,9 @@ fn the_document_holds() {
     judge
         .arg("-H")
         .arg(format!("Authorization: Bearer {token}"));
-    judge.args([
-        "--phases",
-        "coverage",
-        "--workers",
-        "2",
-        "--no-color",
-        "--no-shrink",
-    ]);
+    // One worker: CPython 3.11's ast.parse, which the judge calls, fails at times in two threads.
+    judge.args(["--phases", "coverage", "--workers", "1"]);
+    judge.args(["--no-color", "--no-shrink"]);
     judge.args(["--request-timeout", "150", "--max-failures", "20"]);
     // Options that exclude each other are no part of a schema; who guesses tokens is told 429.
     judge.args(["--exclude-checks", "positive_data_acceptance,ignored_auth"]);
