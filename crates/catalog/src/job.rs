@@ -240,6 +240,17 @@ impl Catalog {
         rows.iter().map(from_row).collect()
     }
 
+    /// All jobs that are not over, the last one first: they run, or were cut off.
+    pub async fn running_jobs(&self) -> Result<Vec<Job>> {
+        let mut read = self.read().await?;
+        let rows = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
+            .bind(JobState::Running.as_str())
+            .fetch_all(&mut read)
+            .await
+            .map_err(database("list the jobs that run"))?;
+        rows.iter().map(from_row).collect()
+    }
+
     /// The latest backup of every VM that had one, however it ended.
     pub async fn latest_backups(&self) -> Result<Vec<Job>> {
         let mut read = self.read().await?;

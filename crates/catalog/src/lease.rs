@@ -20,6 +20,7 @@ use crate::row::Fields;
 use crate::setting;
 use crate::sql::{Session, query};
 use crate::timestamp;
+use crate::vm::VmState;
 
 /// The setting, seconds as text.
 const LEASE: &str = "cluster.lease-s";
@@ -48,6 +49,28 @@ impl Catalog {
     }
 }
 
+impl Catalog {
+    /// After a copy of an earlier time was loaded: undoes what was right at that time alone. Nodes
+    /// that were heard of since, `before`, are not silent, or others would take their guests; and
+    /// deletions that waited then wait for nothing, as they may have been taken back since.
+    pub async fn wake(&self, before: &[Node]) -> Result<()> {
+        let mut write = self.write().await?;
+        for node in before {
+            query("UPDATE node SET seen_at = $2 WHERE id = $1 AND seen_at < $2")
+                .bind(node.id.as_str())
+                .bind(timestamp::to_text(node.seen_at))
+                .execute(&mut write)
+                .await
+                .map_err(database("note when a node was heard of"))?;
+        }
+        query("DELETE FROM deletion")
+            .execute(&mut write)
+            .await
+            .map_err(database("take back deletions"))?;
+        self.commit(write).await
+    }
+}
+
 impl Node {
     /// Whether it was heard of within `lease` before `now`.
     pub fn is_there(&self, lease: Duration, now: OffsetDateTime) -> bool {
@@ -55,11 +78,12 @@ impl Node {
     }
 }
 
-/// Whether a job of another host holds its VM no more: the VM is on another node now, and nothing
-/// was heard of the host for the lease. What the job began stays in its journal for that host, whose
+/// Whether a job of another host holds its VM no more: the VM runs on another node now, and nothing
+/// was heard of the host for the lease. A VM that is off there may be a definition that was left
+/// behind, and runs on the silent host still, unless that is no node any more. What the job began stays in its journal for that host, whose
 /// undos leave any other process alone.
 pub(crate) async fn is_over(session: &mut Session, vm: &VmId, job: &Job) -> Result<bool> {
-    let Some(host) = host_of(session, vm).await? else {
+    let Some((host, state)) = whereabouts(session, vm).await? else {
         return Ok(false);
     };
     if host == job.owner.host {
@@ -72,19 +96,26 @@ pub(crate) async fn is_over(session: &mut Session, vm: &VmId, job: &Job) -> Resu
         .map_err(database("ask when a host was heard of"))?;
     // A host that is no node any more was heard of last when its job began.
     let heard = Fields::new("node", &heard).optional_time("heard")?;
+    if heard.is_some() && state != VmState::Running.as_str() {
+        return Ok(false);
+    }
     let heard = heard.unwrap_or(job.started_at);
     Ok(timestamp::now() - heard >= of(session).await?)
 }
 
-/// The host of the node that a VM is on.
-async fn host_of(session: &mut Session, vm: &VmId) -> Result<Option<String>> {
-    let row = query("SELECT n.host AS host FROM vm v JOIN node n ON n.id = v.node WHERE v.id = $1")
-        .bind(vm.as_str())
-        .fetch_optional(session)
-        .await
-        .map_err(database("ask where a VM is"))?;
-    row.map(|row| Fields::new("node", &row).text("host"))
-        .transpose()
+/// The host of the node that a VM is on, and the VM's state there.
+async fn whereabouts(session: &mut Session, vm: &VmId) -> Result<Option<(String, String)>> {
+    let row = query(
+        "SELECT n.host AS host, v.state AS state FROM vm v JOIN node n ON n.id = v.node \
+         WHERE v.id = $1",
+    )
+    .bind(vm.as_str())
+    .fetch_optional(session)
+    .await
+    .map_err(database("ask where a VM is"))?;
+    let Some(row) = row else { return Ok(None) };
+    let fields = Fields::new("node", &row);
+    Ok(Some((fields.text("host")?, fields.text("state")?)))
 }
 
 async fn of(session: &mut Session) -> Result<Duration> {

@@ -297,6 +297,22 @@ impl Catalog {
         self.commit(write).await
     }
 
+    /// Records that a VM is on this node no more, and is off. Returns `false` if it is another's by
+    /// now, whose row is left alone.
+    pub async fn leave_node(&self, id: &VmId, node: &NodeId) -> Result<bool> {
+        let mut write = self.write().await?;
+        lock(&mut write, id).await?;
+        let left = query("UPDATE vm SET node = NULL, state = $3 WHERE id = $1 AND node = $2")
+            .bind(id.as_str())
+            .bind(node.as_str())
+            .bind(VmState::Stopped.as_str())
+            .execute(&mut write)
+            .await
+            .map_err(database("record that a VM left a node"))?;
+        self.commit(write).await?;
+        Ok(left.rows_affected() > 0)
+    }
+
     /// Gives all VMs that are on no node to this one: those of the host whose catalog became the
     /// cluster's.
     pub async fn give_vms_to(&self, node: &NodeId) -> Result<()> {

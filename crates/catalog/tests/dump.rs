@@ -123,7 +123,11 @@ async fn a_move_leaves_nothing_to_go_on_with() {
     assert_eq!(moved, before);
     let late = fresh.catalog.start_job(backup(&vm)).await;
     assert!(matches!(late, Err(Error::Moved { .. })), "{late:?}");
-    server.start_job(backup(&vm)).await.unwrap();
+    // Nor are a job's rows replaced under it.
+    let job = server.start_job(backup(&vm)).await.unwrap();
+    let refused = fresh.catalog.move_to(&server, scratch).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    server.finish_job(&job, Outcome::Done, None).await.unwrap();
     assert_eq!(
         fresh.catalog.move_to(&server, scratch).await.unwrap(),
         before

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use vmtwin_catalog::{Job, JobState, Outcome, Step, Vm, VmId, VmRole};
+use vmtwin_catalog::{Job, Outcome, Step, Vm, VmId, VmRole};
 use vmtwin_hypervisor::process::with_argument;
 use vmtwin_hypervisor::qmp::Qmp;
 use vmtwin_hypervisor::undo::{Undo, sweep};
@@ -18,9 +18,6 @@ use crate::backup::{CONNECT_TIMEOUT, Cx, job_tag};
 use crate::cluster::place::{Here, Place};
 use crate::failpoint;
 use crate::libvirt::monitor_of;
-
-/// Jobs looked at for live ones.
-const JOBS_LIMIT: u32 = 10_000;
 
 /// What was found and done.
 #[derive(Debug, Default, Serialize)]
@@ -146,11 +143,7 @@ fn drop_twin_rows(cx: &Cx<'_>, live: &[Job], report: &mut RecoverReport) -> Resu
 }
 
 fn live_jobs(cx: &Cx<'_>) -> Result<Vec<Job>> {
-    let jobs = cx.db.run(async |c| c.jobs(JOBS_LIMIT).await)?;
-    Ok(jobs
-        .into_iter()
-        .filter(|j| j.state == JobState::Running)
-        .collect())
+    Ok(cx.db.run(async |c| c.running_jobs().await)?)
 }
 
 fn sweep_guest(vm: &Vm, report: &mut RecoverReport) {

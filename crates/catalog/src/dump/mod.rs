@@ -111,7 +111,8 @@ impl Catalog {
         write::dump(&mut read, to).await
     }
 
-    /// Makes the content of this catalog that of a copy: all of it or, on any error, nothing. In
+    /// Makes the content of this catalog that of a copy: all of it or, on any error, nothing. Refused
+    /// with [`Error::Busy`] or [`Error::NotRecovered`] while a job of this one is not over. In
     /// the folder `scratch`, which must be private, a copy of an older schema is brought up to
     /// date; what is made there is removed.
     pub async fn load(
@@ -134,6 +135,7 @@ impl Catalog {
 
     async fn load_same(&self, mut from: load::Reader<'_>) -> Result<DumpSummary> {
         let mut write = self.write().await?;
+        job::refuse_if_any_runs(&mut write).await?;
         let summary = load::load(&mut write, &mut from).await?;
         self.commit(write).await?;
         Ok(summary)

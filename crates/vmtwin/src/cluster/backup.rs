@@ -141,7 +141,13 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     // What was published is read back before older backups go.
     Archive::open(&file)?.verify()?;
     let removed = match args.keep {
-        Some(keep) => remove_old(&folder, &cluster, args.label.as_deref(), keep as usize)?,
+        Some(keep) => remove_old(
+            &folder,
+            &file,
+            &cluster,
+            args.label.as_deref(),
+            keep as usize,
+        )?,
         None => Vec::new(),
     };
     Ok(BackupReport {
@@ -388,10 +394,12 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// Removes all but the newest backups of this cluster that have this label. The newest was read back
-/// just now, so a good one stays.
+/// Removes all but this backup, which was read back just now, and the newest others of this cluster
+/// that have this label: `keep` in all. By its time this one need not be the newest, as nodes' clocks
+/// differ.
 pub(super) fn remove_old(
     folder: &Path,
+    new: &Path,
     cluster: &Cluster,
     label: Option<&str>,
     keep: usize,
@@ -399,10 +407,10 @@ pub(super) fn remove_old(
     let ours = list(folder)?.into_iter().filter(|one| {
         let name = file_name(&one.cluster.name, label, one.time).ok();
         let is_named = one.file.file_name().and_then(|name| name.to_str()) == name.as_deref();
-        one.cluster.id == cluster.id && is_named
+        one.cluster.id == cluster.id && is_named && one.file.file_name() != new.file_name()
     });
     let mut removed = Vec::new();
-    for old in ours.skip(keep.max(1)) {
+    for old in ours.skip(keep.saturating_sub(1)) {
         std::fs::remove_file(&old.file)
             .with_context(|| format!("cannot remove {}", old.file.display()))?;
         removed.push(old.file);

@@ -164,10 +164,11 @@ pub(crate) fn backup_to(
     }
     report.file = there(&files, &report.file);
     if let Some(keep) = args.keep {
+        let label = args.label.as_deref();
         fetch_all(&files, dir)?;
         let cluster = Db::open(home)?.run(async |catalog| catalog.cluster().await)?;
         let cluster = cluster.ok_or(vmtwin_catalog::Error::NoCluster)?;
-        for old in remove_old(dir, &cluster, args.label.as_deref(), keep as usize)? {
+        for old in remove_old(dir, Path::new(&*name), &cluster, label, keep as usize)? {
             let name = old.file_name().unwrap_or_default().to_string_lossy();
             files
                 .remove(&name)

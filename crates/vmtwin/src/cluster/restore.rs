@@ -45,6 +45,7 @@ pub(crate) fn restore_database(home: &Home, file: &Path, force: bool) -> Result<
     let content = db
         .load(&mut from, &home.run_dir()?)
         .context("the database was not changed")?;
+    db.run(async |catalog| catalog.wake(&nodes_before).await)?;
     let nodes = db.run(async |catalog| catalog.nodes().await)?;
     Ok(RestoreReport {
         warnings: changed_nodes(&nodes_before, &nodes),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_catalog::{DumpSummary, JobState, is_postgres_url};
+use vmtwin_catalog::{DumpSummary, is_postgres_url};
 
 use crate::cli::CatalogCommand;
 use crate::db::Db;
@@ -131,10 +131,12 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
     let from = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let db = Db::open(home)?;
     let before = db.dump(&mut std::io::sink())?;
+    let nodes = db.run(async |c| c.nodes().await)?;
     let copy = make_way(home, &db, &before, force)?;
     let content = db
         .load(&mut BufReader::new(from), &home.run_dir()?)
         .with_context(|| format!("cannot load {}", file.display()))?;
+    db.run(async |c| c.wake(&nodes).await)?;
     Ok(Report {
         catalog: db.place(),
         copy,
@@ -171,9 +173,8 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
 /// A catalog holds the undos of jobs that run, and of those that were cut off: nobody else knows how to
 /// set their guests right.
 fn refuse_unfinished(db: &Db) -> Result<()> {
-    const LOOKED_AT: u32 = 10_000;
-    let jobs = db.run(async |c| c.jobs(LOOKED_AT).await)?;
-    let Some(job) = jobs.iter().find(|job| job.state == JobState::Running) else {
+    let jobs = db.run(async |c| c.running_jobs().await)?;
+    let Some(job) = jobs.first() else {
         return Ok(());
     };
     let of = job

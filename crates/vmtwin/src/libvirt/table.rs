@@ -208,9 +208,10 @@ fn bring_up(
         .iter()
         .filter(|vm| is_of(vm, uri) && vm.role == VmRole::Guest && here.place(vm) == Place::Here);
     for vm in ours.filter(|vm| !found.contains(vm.id.as_str())) {
-        set_state(cx, vm, VmState::Stopped)?;
-        if here.node().is_some() {
-            cx.db.run(async |c| c.set_node(&vm.id, None).await)?;
+        match here.node() {
+            // Unless another node took it while the domains were looked at.
+            Some(node) => _ = cx.db.run(async |c| c.leave_node(&vm.id, node).await)?,
+            None => set_state(cx, vm, VmState::Stopped)?,
         }
     }
     Ok(found.len())
