@@ -77,8 +77,8 @@ impl Catalog {
     }
 
     /// Uses a token for a key, and registers the node that it lets in, in one transaction. The same
-    /// key may come again until the token expires, since its answer may have been lost; another one
-    /// may not. `certificate` is its fingerprint and its end.
+    /// key may come again for the same node until the token expires, since its answer may have been
+    /// lost, but not once the node was removed; another key or node may not. `certificate` is its fingerprint and its end.
     pub async fn use_token(
         &self,
         hash: &str,
@@ -87,8 +87,9 @@ impl Catalog {
         certificate: (&str, OffsetDateTime),
     ) -> Result<()> {
         let mut write = self.write().await?;
+        let user = format!("{key} {}", node.id);
         match used_by(&mut write, hash).await? {
-            Some(user) if user == key => {}
+            Some(before) if before == user && !was_removed(&mut write, &node.id).await? => {}
             Some(_) => return Err(Error::Token),
             // A node that is in the cluster keeps its identity from whoever else holds a token.
             None if has_certificate(&mut write, &node.id).await? => {
@@ -101,7 +102,7 @@ impl Catalog {
         query("UPDATE join_token SET used_at = $2, used_by = $3 WHERE hash = $1")
             .bind(hash)
             .bind(timestamp::to_text(timestamp::now()))
-            .bind(key)
+            .bind(&user)
             .execute(&mut write)
             .await
             .map_err(database("use a token"))?;

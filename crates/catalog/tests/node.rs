@@ -98,6 +98,9 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     again.unwrap();
     let other = catalog.use_token("new", "k2", &second, ("c3", soon)).await;
     assert!(matches!(other, Err(Error::Token)), "{other:?}");
+    // Its holder, whose key it is, gets no other node's name by it.
+    let other = catalog.use_token("new", "k1", &second, ("c3", soon)).await;
+    assert!(matches!(other, Err(Error::Token)), "{other:?}");
     // Nor may another token take the place of a node that is there.
     catalog.add_token("next", soon).await.unwrap();
     let stolen = catalog.use_token("next", "k2", &first, ("c4", soon)).await;
@@ -129,6 +132,8 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     assert!(!catalog.see_node(&one, "h:1", "2").await.unwrap());
     let back = catalog.join_node(&first).await;
     assert!(matches!(back, Err(Error::NodeRemoved)), "{back:?}");
+    let back = catalog.use_token("new", "k1", &first, ("c7", soon)).await;
+    assert!(matches!(back, Err(Error::Token)), "{back:?}");
     let back = catalog.use_token("next", "k3", &first, ("c6", soon)).await;
     back.unwrap();
     catalog.join_node(&first).await.unwrap();

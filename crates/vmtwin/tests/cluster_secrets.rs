@@ -227,6 +227,14 @@ fn secrets_come_back_for_who_has_the_key() {
         3
     );
 
+    // A node that takes another's guests stays itself: of its own files it gets none.
+    let onto = ["cluster", "restore", file, "--skip-database", "--dry-run"];
+    let onto = [&onto[..], &["--node", "n1", "--onto", "n3"]].concat();
+    let onto = [&onto[..], &["--to-new-hardware", "--secrets-identity", key]].concat();
+    let planned = told(&nodes[0].run(&onto));
+    assert!(planned.contains("shown-n1"), "{planned}");
+    assert!(!planned.contains("cluster-authority"), "{planned}");
+
     // All is lost, with the key of the authority.
     let authority = nodes[0].host.file("home/cluster-authority.json");
     let kept = std::fs::read(&authority).unwrap();

@@ -21,6 +21,10 @@ const NOT_ASKED_FOR: &[&str] = &[
     "help",
     // What it makes is to be kept away from this host.
     "cluster secrets-key",
+    // A job's arguments and its output are kept, and who may look at jobs sees them: no tokens.
+    "cluster join",
+    "cluster token",
+    "token add",
 ];
 /// Longest value.
 const MAX_VALUE_CHARS: usize = 1024;

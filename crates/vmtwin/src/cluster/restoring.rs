@@ -185,7 +185,7 @@ async fn prepare(agent: &Shared, wanted: Wanted) -> Result<(Prepared, Order), Pr
             document,
         } = wanted;
         let node = (&document, order.secrets.take());
-        let prepared = host::prepare(&agent.home, &agent.db, node, &order.options)?;
+        let prepared = host::prepare((&agent.home, &agent.db), node, false, &order.options)?;
         Ok((prepared, order))
     });
     prepared.await.map_err(|error| failed(&error))

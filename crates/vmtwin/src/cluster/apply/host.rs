@@ -10,6 +10,7 @@ use vmtwin_cluster::manifest::HeldSecrets;
 use vmtwin_cluster::plan::{Options, Plan, Section, plan};
 use vmtwin_cluster::{NodeDocument, NodeSecrets};
 
+use super::super::node::Identity;
 use super::super::secrets::{Opened, Recipients, collect};
 use super::live;
 use crate::db::Db;
@@ -24,13 +25,18 @@ pub(in crate::cluster) struct Prepared {
     pub(in crate::cluster) secrets: Option<(Opened, NodeSecrets)>,
 }
 
-/// What the node of a document would be here; nothing is changed.
+/// What the node of a document would be here; nothing is changed. Unless this host takes the node's
+/// place (`is_adopted`), another node stays itself: it is given none of that node's own files.
 pub(in crate::cluster) fn prepare(
-    home: &Home,
-    db: &Db,
-    (document, opened): (&NodeDocument, Option<Opened>),
+    (home, db): (&Home, &Db),
+    (document, mut opened): (&NodeDocument, Option<Opened>),
+    is_adopted: bool,
     options: &Options,
 ) -> Result<Prepared> {
+    let is_another = Identity::of(home)?.is_some_and(|own| own.id.as_str() != document.id);
+    if let Some(opened) = opened.as_mut().filter(|_| is_another && !is_adopted) {
+        opened.secrets.files.clear();
+    }
     let live = live::document(document)?;
     let secrets = match opened {
         Some(opened) => Some((opened, secrets_now(home, document)?)),

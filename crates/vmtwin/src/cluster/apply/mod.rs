@@ -170,7 +170,8 @@ fn planned(
             Place::Nowhere(why) => job.report.not_reached = Some(why.clone()),
             Place::Here { .. } => match source.node(&job.target.name) {
                 Ok((document, secrets)) => {
-                    let prepared = host::prepare(home, db, (&document, secrets), options)?;
+                    let (node, adopted) = ((&document, secrets), job.target.is_adopted());
+                    let prepared = host::prepare((home, db), node, adopted, options)?;
                     job.report.outcome = Outcome::before(&prepared.plan);
                     job.report.plan = Some(prepared.plan.clone());
                     job.prepared = Some(prepared);
