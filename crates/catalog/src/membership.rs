@@ -111,13 +111,21 @@ impl Catalog {
         self.commit(write).await
     }
 
-    /// Notes a certificate that a node was given.
+    /// Notes a certificate that a node was given; [`Error::NodeRemoved`] if it is none, by now.
     pub async fn add_certificate(
         &self,
         node: &NodeId,
         certificate: (&str, OffsetDateTime),
     ) -> Result<()> {
         let mut write = self.write().await?;
+        let row = query("SELECT id FROM node WHERE id = $1")
+            .bind(node.as_str())
+            .fetch_optional(&mut write)
+            .await
+            .map_err(database("look for a node"))?;
+        if row.is_none() {
+            return Err(Error::NodeRemoved);
+        }
         put_certificate(&mut write, node, certificate).await?;
         self.commit(write).await
     }

@@ -132,6 +132,8 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     assert!(!catalog.see_node(&one, "h:1", "2").await.unwrap());
     let back = catalog.join_node(&first).await;
     assert!(matches!(back, Err(Error::NodeRemoved)), "{back:?}");
+    let late = catalog.add_certificate(&one, ("c8", soon)).await;
+    assert!(matches!(late, Err(Error::NodeRemoved)), "{late:?}");
     let back = catalog.use_token("new", "k1", &first, ("c7", soon)).await;
     assert!(matches!(back, Err(Error::Token)), "{back:?}");
     let back = catalog.use_token("next", "k3", &first, ("c6", soon)).await;

@@ -380,21 +380,30 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
             .open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&partial, path)
+        std::fs::rename(&partial, path)?;
+        sync_folder(path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a file that is not there, for this user alone.
+/// Makes the name of a file outlive a power cut.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    folder.unwrap_or(Path::new("."))
+}
+
+/// Writes a file that is not there, for this user alone: under its name there is all of it or nothing.
 pub(crate) fn write_new_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
         file.write_all(bytes)?;
-        file.sync_all()
+        file.as_file().sync_all()?;
+        file.persist_noclobber(path)?;
+        sync_folder(path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
