@@ -94,7 +94,7 @@ impl ProcessIdentity {
 
 struct Stat {
     start_ticks: u64,
-    /// A zombie does nothing any more, it only waits for its parent.
+    /// A zombie whose last thread has ended does nothing any more, it only waits for its parent.
     ended: bool,
 }
 
@@ -119,11 +119,12 @@ impl Stat {
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?; // field 3
-        let start_ticks = fields.nth(18)?.parse().ok()?; // field 22
+        let is_zombie = matches!(fields.next()?, "Z" | "X"); // field 3
+        let threads: u32 = fields.nth(16)?.parse().ok()?; // field 20
+        let start_ticks = fields.nth(1)?.parse().ok()?; // field 22
         Some(Self {
             start_ticks,
-            ended: matches!(state, "Z" | "X" | "x"),
+            ended: is_zombie && threads <= 1,
         })
     }
 }

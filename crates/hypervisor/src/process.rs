@@ -22,11 +22,7 @@ impl ProcessId {
     /// The process that has `pid` now, if there is one.
     #[must_use]
     pub fn of(pid: u32) -> Option<ProcessId> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command name may hold blanks and parentheses: count fields after the last ')'.
-        let after = &stat[stat.rfind(')')? + 1..];
-        let start_ticks = after.split_whitespace().nth(19)?.parse().ok()?;
-        Some(ProcessId { pid, start_ticks })
+        Some(Stat::read(pid)?.process)
     }
 
     /// Kills this very process, if it lives, and waits until it is gone.
@@ -54,21 +50,37 @@ impl ProcessId {
         }
     }
 
-    /// Whether this very process still lives (a zombie does not).
+    /// Whether this very process still lives. A zombie does not, once its last thread has ended: of
+    /// a killed process the first one may be a zombie while others still end a write and hold files.
     #[must_use]
     pub fn is_alive(self) -> bool {
-        ProcessId::of(self.pid) == Some(self) && !is_zombie(self.pid)
+        Stat::read(self.pid).is_some_and(|stat| stat.process == self && !stat.ended)
     }
 }
 
-fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|s| {
-            s.rfind(')')
-                .map(|at| s[at + 1..].trim_start().starts_with(['Z', 'X']))
+/// What `/proc/PID/stat` says.
+struct Stat {
+    process: ProcessId,
+    ended: bool,
+}
+
+impl Stat {
+    fn read(pid: u32) -> Option<Stat> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Stat::parse(pid, &text)
+    }
+
+    fn parse(pid: u32, text: &str) -> Option<Stat> {
+        // The command name may hold blanks and parentheses: count fields after the last ')'.
+        let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
+        let is_zombie = matches!(fields.next()?, "Z" | "X"); // field 3
+        let threads: u32 = fields.nth(16)?.parse().ok()?; // field 20
+        let start_ticks = fields.nth(1)?.parse().ok()?; // field 22
+        Some(Stat {
+            process: ProcessId { pid, start_ticks },
+            ended: is_zombie && threads <= 1,
         })
-        .unwrap_or(true)
+    }
 }
 
 /// The command line of a process, program first.
@@ -171,4 +183,33 @@ pub fn user_and_group(pid: u32) -> Option<(u32, u32)> {
         line.split_whitespace().nth(2)?.parse().ok()
     };
     Some((field("Uid:")?, field("Gid:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_lives_until_the_last_has() {
+        let program = "import ctypes, threading, time\n\
+            threading.Thread(target=time.sleep, args=(600,)).start()\n\
+            ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = Command::new("python3")
+            .args(["-c", program])
+            .spawn()
+            .unwrap();
+        let process = ProcessId::of(child.id()).unwrap();
+        let status = format!("/proc/{}/status", process.pid);
+        while !std::fs::read_to_string(&status)
+            .unwrap()
+            .contains("State:\tZ")
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(process.is_alive());
+        process.kill(Duration::from_secs(30)).unwrap();
+        assert!(!process.is_alive());
+        child.wait().unwrap();
+        assert!(!process.is_alive());
+    }
 }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use vmtwin_hypervisor::process::ProcessId;
 use vmtwin_testkit::{DiskFormat, DiskLedger, DiskSpec, Guest, Log, Mode, Workdir};
 
 /// Password of every test's repository.
@@ -201,7 +201,7 @@ pub(crate) fn loaded_guest() -> Guest {
 
 /// A QEMU that a restore started. It ends with this value.
 pub(crate) struct Restored {
-    pid: Pid,
+    process: ProcessId,
     pub(crate) log: Log,
 }
 
@@ -209,10 +209,10 @@ impl Restored {
     /// Takes it from a restore's report.
     pub(crate) fn of_report(report: &Value) -> Restored {
         let running = &report["running"];
-        let pid = running["pid"].as_i64().expect("a pid in the report");
+        let pid = running["pid"].as_u64().expect("a pid in the report");
         let log = running["console_log"].as_str().expect("a console log");
         Restored {
-            pid: Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(),
+            process: ProcessId::of(u32::try_from(pid).unwrap()).expect("a process"),
             log: Log::new(log),
         }
     }
@@ -220,21 +220,8 @@ impl Restored {
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        let _ = kill_process(self.pid, Signal::KILL);
-        let gone = || std::fs::read_to_string(status_file(self.pid)).map_or(true, is_zombie);
-        let end = Instant::now() + PATIENCE;
-        while !gone() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let _ = self.process.kill(PATIENCE);
     }
-}
-
-fn status_file(pid: Pid) -> String {
-    format!("/proc/{}/status", pid.as_raw_nonzero())
-}
-
-fn is_zombie(status: String) -> bool {
-    status.contains("State:\tZ")
 }
 
 /// Panics unless the guest runs within two seconds.
