@@ -92,6 +92,7 @@ fn live(document: &NodeDocument) -> Live<'_> {
         document,
         missing_paths: BTreeSet::new(),
         elsewhere: BTreeMap::new(),
+        addressed: BTreeSet::new(),
         secrets: None,
     }
 }

@@ -1,6 +1,8 @@
 //! What differs between two definitions, in lines for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
 
 use crate::xml::Element;
 
@@ -22,9 +24,37 @@ pub(crate) fn difference(now: &Element, then: &Element) -> Vec<String> {
     lines
 }
 
+/// The same of two things that this crate describes, as JSON has them.
+pub(super) fn difference_of_fields(now: &Value, then: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    compare_fields("", now, then, &mut lines);
+    lines
+}
+
+fn compare_fields(path: &str, now: &Value, then: &Value, lines: &mut Vec<String>) {
+    if let (Value::Object(old), Value::Object(new)) = (now, then) {
+        let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+        for key in keys {
+            let of = |all: &'_ serde_json::Map<String, Value>| {
+                all.get(key).cloned().unwrap_or(Value::Null)
+            };
+            // Attributes of the document begin so.
+            let at = format!("{path} {}", key.trim_start_matches('@'));
+            compare_fields(at.trim(), &of(old), &of(new), lines);
+        }
+        return;
+    }
+    let shown = |value: &Value| match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    change(path, shown(now).as_deref(), shown(then).as_deref(), lines);
+}
+
 fn compare(path: &str, now: &Element, then: &Element, lines: &mut Vec<String>) {
     let (old, new) = (attributes(now), attributes(then));
-    let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     for key in keys {
         let at = format!("{path} {key}");
         change(
@@ -39,7 +69,7 @@ fn compare(path: &str, now: &Element, then: &Element, lines: &mut Vec<String>) {
         change(path, Some(&old), Some(&new), lines);
     }
     let (mut old, mut new) = (by_name(now), by_name(then));
-    let names: std::collections::BTreeSet<_> = old
+    let names: BTreeSet<_> = old
         .keys()
         .chain(new.keys())
         .map(|n| (*n).to_owned())

@@ -246,9 +246,10 @@ fn write_nvram(cx: &Context<'_>, object: &Object, then: &Element, one: &mut Item
 /// Why a guest cannot be defined: a device that is passed to it is not here.
 fn missing_devices(cx: &Context<'_>, needs: &Needs) -> Option<String> {
     let hardware = &cx.live.document.hardware;
-    let pci: BTreeSet<String> = hardware.pci.iter().map(|pci| pci.address.clone()).collect();
+    let pci = hardware.pci.iter().map(|pci| pci.address.clone());
+    let pci: BTreeSet<String> = pci.chain(cx.made.pci.iter().cloned()).collect();
     let mdevs = hardware.mdevs.iter().map(|mdev| mdev.uuid.to_lowercase());
-    let mdevs: BTreeSet<String> = mdevs.collect();
+    let mdevs: BTreeSet<String> = mdevs.chain(cx.made.mdevs.iter().cloned()).collect();
     if let Some(address) = needs.pci.difference(&pci).next() {
         return Some(format!(
             "this host has no PCI device {address}: give --map {address}=NEW"

@@ -1,49 +1,28 @@
-//! Hardware of two documents. It cannot be restored; what is missing is told.
+//! Hardware of two documents. What is a matter of configuration is made again where it is not there
+//! (interfaces, mediated devices, virtual functions); what is missing else is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Action, Context, Item, Section, item};
-use crate::node::{Hardware, Interface, InterfaceKind, NodeDocument};
+use super::difference::difference_of_fields;
+use super::map::{PciAddress, is_uuid};
+use super::{Action, Context, Item, Section, Step, UNTIL_BOOT, interfaces, item};
+use crate::node::{Hardware, Mdev, NodeDocument, Pci};
 use crate::xml::Element;
 
-/// How hardware differs, by names like `pci 0000:01:00.0`.
-#[derive(Debug, Default)]
-pub struct HardwareDifference {
-    /// What was there and is not.
-    pub missing: Vec<String>,
-    /// What is there and was not.
-    pub new: Vec<String>,
-    /// What is there and is another.
-    pub changed: Vec<String>,
-}
+/// Longest name of a type of mediated devices, or of what they are a part of.
+const MAX_MDEV_NAME: usize = 100;
 
-/// Compares hardware; what makes no difference to guests (states of links) is left out.
-#[must_use]
-pub fn compare_hardware(then: &Hardware, now: &Hardware) -> HardwareDifference {
-    let (then, now) = (things(then), things(now));
-    let mut difference = HardwareDifference::default();
-    for (name, value) in &then {
-        match now.get(name) {
-            None => difference.missing.push(name.clone()),
-            Some(other) if other != value => difference.changed.push(name.clone()),
-            Some(_) => {}
-        }
-    }
-    let new = now.keys().filter(|name| !then.contains_key(*name));
-    difference.new = new.cloned().collect();
-    difference
-}
-
-/// Each thing by a name of its own, with what is to be compared of it.
+/// Each thing but interfaces by a name of its own, with what is to be compared of it.
 fn things(hardware: &Hardware) -> BTreeMap<String, Value> {
     // Values of our own types, which JSON can always hold.
     let value = |result: Result<Value, _>| result.unwrap_or(Value::Null);
     let mut things = BTreeMap::new();
     let processor = value(serde_json::to_value(&hardware.processor));
     things.insert("processor".to_owned(), processor);
-    things.insert("memory".to_owned(), hardware.memory.bytes.into());
+    let memory = value(serde_json::to_value(&hardware.memory));
+    things.insert("memory".to_owned(), memory);
     for pci in &hardware.pci {
         let name = format!("pci {}", pci.address);
         things.insert(name, value(serde_json::to_value(pci)));
@@ -52,59 +31,148 @@ fn things(hardware: &Hardware) -> BTreeMap<String, Value> {
         let name = format!("mdev {}", mdev.uuid);
         things.insert(name, value(serde_json::to_value(mdev)));
     }
-    for interface in &hardware.interfaces {
-        let mut value = value(serde_json::to_value(interface));
-        // Whether a cable is in is no matter of configuration.
-        if let Some(fields) = value.as_object_mut() {
-            fields.remove("@state");
-        }
-        things.insert(format!("interface {}", interface.name), value);
-    }
     things
 }
 
+/// What of the hardware is not as it was. On new hardware only what guests and networks need.
 pub(super) fn items(cx: &Context<'_>) -> Vec<Item> {
-    if cx.options.to_new_hardware {
-        return Vec::new();
-    }
-    let then = lasting(&cx.document.hardware, &cx.made_bridges);
-    let now = lasting(&cx.live.document.hardware, &cx.made_bridges);
-    let difference = compare_hardware(&then, &now);
-    let named = |name: &String| {
-        let (kind, name) = name.split_once(' ').unwrap_or((name, ""));
-        item(Section::Hardware, kind, name)
-    };
     let mut items = Vec::new();
-    for name in &difference.missing {
-        items.push(named(name).cannot("this host has it no more"));
+    if !cx.options.to_new_hardware {
+        devices(cx, &mut items);
     }
-    for name in &difference.changed {
-        items.push(named(name).cannot("this host has another"));
-    }
-    items.extend(difference.new.iter().map(|name| named(name).unknown()));
-    if items.iter().all(|item| item.action == Action::Unknown) {
-        items.push(item(Section::Hardware, "host", &then.host.name));
+    items.extend(interfaces::items(cx));
+    let is_whole = items.iter().all(|item| item.action == Action::Unknown);
+    if is_whole && !cx.options.to_new_hardware {
+        let host = &cx.document.hardware.host.name;
+        items.push(item(Section::Hardware, "host", host));
     }
     items
 }
 
-/// Interfaces that come and go with guests and networks are no hardware.
-fn lasting(hardware: &Hardware, made: &BTreeSet<String>) -> Hardware {
-    let lasting = |interface: &&Interface| {
-        let comes_and_goes = matches!(
-            interface.kind,
-            InterfaceKind::Tap | InterfaceKind::Other | InterfaceKind::Loopback
-        );
-        !comes_and_goes && !made.contains(&interface.name)
+/// Processors, memory, PCI functions and mediated devices.
+fn devices(cx: &Context<'_>, items: &mut Vec<Item>) {
+    let (then, now) = (&cx.document.hardware, &cx.live.document.hardware);
+    let switched_on = virtual_functions(then, now);
+    let mdevs = then.mdevs.iter().map(|mdev| (mdev.uuid.as_str(), mdev));
+    let mdevs: BTreeMap<&str, &Mdev> = mdevs.collect();
+    let pci = then.pci.iter().map(|pci| (pci.address.as_str(), pci));
+    let pci: BTreeMap<&str, &Pci> = pci.collect();
+    let (old, new) = (things(then), things(now));
+    for (thing, value) in &old {
+        let (kind, name) = thing.split_once(' ').unwrap_or((thing, ""));
+        let mut one = item(Section::Hardware, kind, name);
+        let Some(other) = new.get(thing) else {
+            items.push(match (kind, mdevs.get(name), pci.get(name)) {
+                ("mdev", Some(mdev), _) => missing_mdev(mdev, now, one),
+                (_, _, Some(pci)) => missing_function(pci, &switched_on, one),
+                _ => one.cannot("this host has it no more"),
+            });
+            continue;
+        };
+        if other == value {
+            continue;
+        }
+        one.differences = difference_of_fields(other, value);
+        items.push(match switched_on.get(name) {
+            Some(count) if kind == "pci" => {
+                one.action = Action::Change;
+                one.steps.push(Step::SetVirtualFunctions {
+                    address: name.to_owned(),
+                    count: *count,
+                });
+                one.warnings.push(UNTIL_BOOT.to_owned());
+                one
+            }
+            _ => one.cannot("this host has another"),
+        });
+    }
+    for thing in new.keys().filter(|thing| !old.contains_key(*thing)) {
+        let (kind, name) = thing.split_once(' ').unwrap_or((thing, ""));
+        items.push(item(Section::Hardware, kind, name).unknown());
+    }
+}
+
+/// PCI functions that had virtual ones and have none now, but can, with how many they had. Where
+/// there are some, guests may use them: their number could be changed only by taking all away.
+fn virtual_functions<'a>(then: &'a Hardware, now: &Hardware) -> BTreeMap<&'a str, u32> {
+    let could = |pci: &&Pci| {
+        let count = pci.sriov.filter(|count| *count > 0);
+        count.is_some_and(|count| {
+            now.pci.iter().any(|now| {
+                let is_it = now.address == pci.address && now.id == pci.id;
+                let address: Result<PciAddress, ()> = now.address.parse();
+                let is_off = now.sriov == Some(0) && now.sriov_max >= Some(count);
+                is_it && address.is_ok() && is_off
+            })
+        })
     };
-    Hardware {
-        interfaces: hardware
-            .interfaces
-            .iter()
-            .filter(lasting)
-            .cloned()
-            .collect(),
-        ..hardware.clone()
+    let all = then.pci.iter().filter(could);
+    all.map(|pci| (pci.address.as_str(), pci.sriov.unwrap_or(0)))
+        .collect()
+}
+
+fn missing_function(pci: &Pci, switched_on: &BTreeMap<&str, u32>, mut one: Item) -> Item {
+    match &pci.physical {
+        Some(of) if switched_on.contains_key(of.as_str()) => {
+            // It comes with the others.
+            one.action = Action::Create;
+            one.differences
+                .push(format!("as a virtual function of {of}"));
+            one
+        }
+        Some(of) => one.cannot(format!("it is no virtual function of {of} any more")),
+        None => one.cannot("this host has it no more"),
+    }
+}
+
+fn missing_mdev(mdev: &Mdev, now: &Hardware, mut one: Item) -> Item {
+    let is_name = |name: &str| {
+        let allowed = |c: char| c.is_ascii_graphic() && c != '/';
+        let is_short = (1..=MAX_MDEV_NAME).contains(&name.len());
+        is_short && !name.starts_with('.') && name.chars().all(allowed)
+    };
+    if !is_uuid(&mdev.uuid) || !is_name(&mdev.parent) || !is_name(&mdev.kind) {
+        return one.cannot("the backup says what cannot be");
+    }
+    let on_pci: Result<PciAddress, ()> = mdev.parent.parse();
+    if on_pci.is_ok() && !now.pci.iter().any(|pci| pci.address == mdev.parent) {
+        let parent = &mdev.parent;
+        return one.cannot(format!("{parent}, which it is a part of, is not here"));
+    }
+    one.action = Action::Create;
+    one.steps.push(Step::MakeMdev {
+        uuid: mdev.uuid.to_lowercase(),
+        kind: mdev.kind.clone(),
+        parent: mdev.parent.clone(),
+    });
+    one.warnings.push(UNTIL_BOOT.to_owned());
+    one
+}
+
+/// What will be on the host beside what is: names of interfaces, addresses of PCI functions, UUIDs
+/// of mediated devices.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) interfaces: BTreeSet<String>,
+    pub(super) pci: BTreeSet<String>,
+    pub(super) mdevs: BTreeSet<String>,
+}
+
+impl Made {
+    pub(super) fn by(items: &[Item]) -> Made {
+        let made = |kind: &str| {
+            let all = items.iter();
+            let made = all.filter(|item| item.kind == kind && item.action == Action::Create);
+            made.map(|item| item.name.clone()).collect::<BTreeSet<_>>()
+        };
+        Made {
+            interfaces: made("interface"),
+            pci: made("pci"),
+            mdevs: made("mdev")
+                .iter()
+                .map(|uuid| uuid.to_lowercase())
+                .collect(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::difference::difference;
-use super::needs::needs;
+use super::needs::{interfaces, needs};
 use super::{Action, Context, Item, Section, Step, TRANSIENT, item};
 use crate::node::Object;
 use crate::xml::Element;
@@ -258,16 +258,10 @@ fn warn_of_running(object: &Object, live: &Object, one: &mut Item) {
 }
 
 fn warn_of_interfaces(cx: &Context<'_>, then: &Element, one: &mut Item) {
-    let mut wanted = needs(then).interfaces;
-    let is_bridged = then.child("forward").and_then(|f| f.get("mode")) == Some("bridge");
-    if is_bridged {
-        let bridge = then.child("bridge").and_then(|bridge| bridge.get("name"));
-        wanted.extend(bridge.map(str::to_owned));
-    }
-    warn_of_missing_interfaces(cx, &wanted, one);
+    warn_of_missing_interfaces(cx, &interfaces(then), one);
 }
 
-/// Interfaces that are not here and that no network makes.
+/// Interfaces that are not here, and that neither a network nor this plan makes.
 pub(super) fn warn_of_missing_interfaces(
     cx: &Context<'_>,
     wanted: &BTreeSet<String>,
@@ -276,7 +270,8 @@ pub(super) fn warn_of_missing_interfaces(
     let interfaces = &cx.live.document.hardware.interfaces;
     for name in wanted {
         let is_here = interfaces.iter().any(|interface| interface.name == *name);
-        if is_here || cx.made_bridges.contains(name) {
+        let is_made = cx.made_bridges.contains(name) || cx.made.interfaces.contains(name);
+        if is_here || is_made {
             continue;
         }
         one.warnings.push(format!(

@@ -174,7 +174,7 @@ fn path(text: &str) -> Option<String> {
     (good && !cut.is_empty() && !cut.contains(char::is_control)).then(|| cut.to_owned())
 }
 
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.char_indices().all(|(at, c)| match at {
             8 | 13 | 18 | 23 => c == '-',
@@ -182,7 +182,7 @@ fn is_uuid(text: &str) -> bool {
         })
 }
 
-fn is_interface(text: &str) -> bool {
+pub(super) fn is_interface(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_graphic() && !"/:=".contains(c);
     (1..=MAX_INTERFACE_LEN).contains(&text.len()) && text.chars().all(allowed)
 }

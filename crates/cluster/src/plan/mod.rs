@@ -4,12 +4,13 @@
 //! ```text
 //!   document of the backup ─ --map ─► definitions ─┐
 //!   document of the node as it is now ─────────────┼─► items, each with its steps ─► order
-//!   paths that are not there, guests on other nodes┘
+//!   missing paths, guests elsewhere, IP addresses ─┘
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
-//! | `hardware.rs` | what the host has not any more |
+//! | `hardware.rs` | what the host has not any more: mediated devices, virtual functions; what cannot be made |
+//! | `interfaces.rs` | bridges, bonds, VLANs |
 //! | `logical.rs` | secrets, filters, networks, pools |
 //! | `volumes.rs` | volumes: whether they are there |
 //! | `domain.rs` | guests with their snapshots and checkpoints |
@@ -24,6 +25,7 @@
 mod difference;
 mod domain;
 mod hardware;
+mod interfaces;
 mod logical;
 mod map;
 mod needs;
@@ -35,11 +37,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use hardware::{HardwareDifference, compare_hardware};
 pub use map::{Mapping, PciAddress};
 pub use passwords::{keep_passwords, passwords};
 
-use crate::node::{NodeDocument, Object};
+use crate::node::{Interface, NodeDocument, Object};
 use crate::xml::Element;
 
 /// Part of a domain: the name of its current snapshot.
@@ -48,12 +49,15 @@ pub const CURRENT_SNAPSHOT: &str = "current-snapshot";
 pub const TRANSIENT: &str = "transient";
 /// Part of a domain: its UEFI variables, in base64; the name is the path of their file.
 pub const NVRAM: &str = "nvram";
+/// What is to be said of each thing that a host's own configuration makes at its next start, or not.
+const UNTIL_BOOT: &str =
+    "until the host starts again: write it into the host's own configuration too";
 
 /// A part of a node, in the order of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Section {
-    /// What the node is made of. It is compared only.
+    /// What the node is made of: compared, and what is a matter of configuration made again.
     Hardware,
     /// What is defined for guests to use.
     Logical,
@@ -69,7 +73,8 @@ pub struct Options {
     pub sections: Vec<Section>,
     /// Names of the old host and what they are here.
     pub maps: Vec<Mapping>,
-    /// The host is another one: its hardware is not compared as such.
+    /// The host is another one: its hardware is not compared as such, and of interfaces only those
+    /// are made that guests and networks need.
     pub to_new_hardware: bool,
     /// Guests that run get their definition too, for their next start.
     pub force: bool,
@@ -88,6 +93,8 @@ pub struct Live<'a> {
     pub missing_paths: BTreeSet<String>,
     /// Guests, by UUID, of which another node's last known configuration says that it has them.
     pub elsewhere: BTreeMap<String, String>,
+    /// Interfaces with an IP address, by which the host may be reached.
+    pub addressed: BTreeSet<String>,
     /// What is known of the secrets of the backup, where they were opened.
     pub secrets: Option<GivenSecrets>,
 }
@@ -147,6 +154,36 @@ pub struct Item {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Step {
+    /// Makes a bridge, a bond or a VLAN, and switches it on.
+    AddInterface {
+        /// What it is.
+        interface: Interface,
+    },
+    /// Makes an interface a port of a bridge or of a bond.
+    AddPort {
+        /// The port.
+        port: String,
+        /// The bridge or bond.
+        to: String,
+        /// It is the bond's first choice.
+        primary: bool,
+    },
+    /// Gives a PCI function, which has none, virtual ones.
+    SetVirtualFunctions {
+        /// Its address.
+        address: String,
+        /// How many.
+        count: u32,
+    },
+    /// Makes a mediated device.
+    MakeMdev {
+        /// Its UUID, in small letters.
+        uuid: String,
+        /// Its type, in the words of its driver.
+        kind: String,
+        /// The device it is a part of.
+        parent: String,
+    },
     /// Defines it, or changes its definition.
     Define {
         /// The definition.
@@ -246,6 +283,8 @@ struct Context<'a> {
     used_maps: Vec<bool>,
     /// Bridges that networks make, of the backup and of the node.
     made_bridges: BTreeSet<String>,
+    /// Hardware that this plan makes.
+    made: hardware::Made,
 }
 
 impl Context<'_> {
@@ -276,10 +315,15 @@ pub fn plan(document: &NodeDocument, live: &Live<'_>, options: &Options) -> Plan
         options,
         used_maps: vec![false; options.maps.len()],
         made_bridges: hardware::made_by_networks(document),
+        made: hardware::Made::default(),
     };
     cx.made_bridges
         .extend(hardware::made_by_networks(live.document));
-    let mut items = hardware::items(&cx);
+    let mut items = Vec::new();
+    if options.sections.is_empty() || options.sections.contains(&Section::Hardware) {
+        items = hardware::items(&cx);
+        cx.made = hardware::Made::by(&items);
+    }
     items.extend(logical::items(&mut cx));
     items.extend(volumes::items(&mut cx));
     items.extend(domain::items(&mut cx));
@@ -314,6 +358,19 @@ pub fn paths(document: &NodeDocument, options: &Options) -> BTreeSet<String> {
         }
     }
     paths
+}
+
+/// Interfaces that the definitions name, `--map` applied.
+fn wanted_interfaces(document: &NodeDocument, options: &Options) -> BTreeSet<String> {
+    let mut used = vec![false; options.maps.len()];
+    let mut wanted = BTreeSet::new();
+    for object in objects(document) {
+        if let Ok(mut element) = Element::parse(&object.definition) {
+            map::apply(&options.maps, &mut element, &mut used);
+            wanted.extend(needs::interfaces(&element));
+        }
+    }
+    wanted
 }
 
 /// Where a domain's UEFI variables are, if its definition names a file of them.

@@ -25,6 +25,19 @@ pub(super) fn needs(element: &Element) -> Needs {
     needs
 }
 
+/// Interfaces that a definition names, and the bridge that a network leaves to the host.
+pub(super) fn interfaces(element: &Element) -> BTreeSet<String> {
+    let mut wanted = needs(element).interfaces;
+    let is_bridged = element.child("forward").and_then(|f| f.get("mode")) == Some("bridge");
+    if is_bridged {
+        let bridge = element
+            .child("bridge")
+            .and_then(|bridge| bridge.get("name"));
+        wanted.extend(bridge.map(str::to_owned));
+    }
+    wanted
+}
+
 fn look(element: &Element, parent: &str, needs: &mut Needs) {
     let add = |key: &str, set: &mut BTreeSet<String>| {
         set.extend(element.get(key).map(str::to_owned));

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use vmtwin_cluster::node::collect_hardware;
-use vmtwin_cluster::plan::{Plan, compare_hardware};
+use vmtwin_cluster::plan::Plan;
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
 
 use super::apply::host::plan_of;
@@ -30,12 +29,6 @@ pub(crate) struct ValidateReport {
     pub(crate) nodes_gone: Vec<String>,
     /// Nodes of the cluster that the backup does not know.
     pub(crate) nodes_new: Vec<String>,
-    /// Hardware of this node that the backup has and the host has not: it cannot be restored.
-    pub(crate) hardware_missing: Vec<String>,
-    /// Hardware of this node that the backup has not.
-    pub(crate) hardware_new: Vec<String>,
-    /// Hardware of this node that is there and is another.
-    pub(crate) hardware_changed: Vec<String>,
     /// What a restore of this node would do.
     pub(crate) plan: Option<Plan>,
     /// Why that is not known.
@@ -45,14 +38,7 @@ pub(crate) struct ValidateReport {
 impl ValidateReport {
     /// Whether all is as it was.
     pub(crate) fn is_same(&self) -> bool {
-        let lists = [
-            &self.nodes_gone,
-            &self.nodes_new,
-            &self.hardware_missing,
-            &self.hardware_new,
-            &self.hardware_changed,
-            &self.secrets_closed,
-        ];
+        let lists = [&self.nodes_gone, &self.nodes_new, &self.secrets_closed];
         lists.iter().all(|list| list.is_empty())
             && self.plan_error.is_none()
             && self.plan.as_ref().is_none_or(Plan::is_same)
@@ -106,11 +92,6 @@ pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<Vali
             .is_some()
     {
         let then = read_node(&mut archive, &own.name)?;
-        let now = collect_hardware(Path::new("/"));
-        let difference = compare_hardware(&then.hardware, &now);
-        report.hardware_missing = difference.missing;
-        report.hardware_new = difference.new;
-        report.hardware_changed = difference.changed;
         // Why they cannot be opened is told already.
         let opened = opening.and_then(|opening| opening.node(&mut archive, &own).ok());
         match plan_of(home, &db, (&then, opened.flatten())) {

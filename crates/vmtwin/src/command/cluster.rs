@@ -340,9 +340,6 @@ fn validate_text(report: &ValidateReport) -> String {
     for (what, list) in [
         ("node is not in the cluster any more", &report.nodes_gone),
         ("node is not in the backup", &report.nodes_new),
-        ("this host has it no more", &report.hardware_missing),
-        ("this host has it now", &report.hardware_new),
-        ("this host has another", &report.hardware_changed),
     ] {
         lines.extend(list.iter().map(|name| format!("{name}: {what}")));
     }

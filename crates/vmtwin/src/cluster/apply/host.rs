@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use vmtwin_cluster::manifest::HeldSecrets;
-use vmtwin_cluster::plan::{Options, Plan, Section, plan};
+use vmtwin_cluster::plan::{Options, Plan, plan};
 use vmtwin_cluster::{NodeDocument, NodeSecrets};
 
 use super::super::node::Identity;
@@ -71,11 +71,7 @@ pub(in crate::cluster) fn plan_of(
     db: &Db,
     (document, opened): (&NodeDocument, Option<Opened>),
 ) -> Result<Plan> {
-    // Hardware is compared apart, with all of it that the host has.
-    let options = Options {
-        sections: vec![Section::Logical, Section::Virtual],
-        ..Options::default()
-    };
+    let options = Options::default();
     let live = live::document(document)?;
     let mut now = live::live((home, db), document, &live, &options)?;
     if let Some(opened) = opened {

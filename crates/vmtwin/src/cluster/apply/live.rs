@@ -11,6 +11,7 @@ use vmtwin_cluster::plan::{Live, Options, paths};
 
 use super::super::libvirt;
 use super::super::node::Identity;
+use super::hardware;
 use crate::db::Db;
 use crate::home::Home;
 
@@ -56,6 +57,7 @@ pub(super) fn live<'a>(
         document: now,
         missing_paths: paths(then, options).into_iter().filter(missing).collect(),
         elsewhere: elsewhere(home, db, then)?,
+        addressed: hardware::addressed(now),
         secrets: None,
     })
 }

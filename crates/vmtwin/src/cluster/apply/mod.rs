@@ -8,6 +8,7 @@
 //! There is no file of progress: a second run makes new plans, which hold what is not done yet.
 
 mod choose;
+mod hardware;
 pub(super) mod host;
 mod live;
 mod remote;

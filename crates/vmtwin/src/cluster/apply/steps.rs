@@ -1,4 +1,4 @@
-//! The steps of a plan on this node's libvirt. Each finds out what is done already, so any of them
+//! The steps of a plan on this node: its hardware, then its libvirt. Each finds out what is done already, so any of them
 //! may be cut off and repeated.
 
 use std::io::Write;
@@ -8,12 +8,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use vmtwin_cluster::NodeSecrets;
-use vmtwin_cluster::plan::{Item, Plan, Step, keep_passwords};
+use vmtwin_cluster::plan::{Item, Plan, Section, Step, keep_passwords};
 use vmtwin_libvirt::{Connection, Domain, DomainState, Error, Kind};
 use zeroize::Zeroizing;
 
 use super::super::libvirt::{self, MAX_NVRAM_BYTES};
 use super::super::secrets;
+use super::hardware;
 use super::host::Prepared;
 use super::report::{NotDeployed, Outcome, named};
 use crate::cancel::Cancel;
@@ -42,7 +43,9 @@ pub(in crate::cluster) fn apply(
     progress: &dyn Fn(usize, &str),
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let is_of_libvirt = |item: &Item| !item.steps.is_empty() && item.kind != FILE;
+    let is_of_libvirt = |item: &Item| {
+        !item.steps.is_empty() && item.kind != FILE && item.section != Section::Hardware
+    };
     let connection = match prepared.plan.items.iter().any(is_of_libvirt) {
         true => Some(libvirt::connect().context("libvirt does not answer on this host")?),
         // A node may have none, and files of its own all the same.
@@ -115,6 +118,7 @@ impl Host<'_> {
             }
             failpoint::pass("cluster restore step")?;
             match (item.kind.as_str(), step) {
+                _ if item.section == Section::Hardware => hardware::apply(Path::new("/"), step)?,
                 ("volume", _) => volume(self.connection()?, step)?,
                 ("domain", _) => self.domain(item, step)?,
                 ("secret", Step::SetValue) => self.set_value(&item.name)?,

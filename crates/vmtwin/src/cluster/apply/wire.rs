@@ -80,7 +80,11 @@ pub(in crate::cluster) fn outline(mut plan: Plan) -> Plan {
             | Step::RedefineSnapshot { definition, .. }
             | Step::RedefineCheckpoint { definition, .. } => definition.clear(),
             Step::WriteNvram { content, .. } => content.clear(),
-            Step::SetValue
+            Step::AddInterface { .. }
+            | Step::AddPort { .. }
+            | Step::SetVirtualFunctions { .. }
+            | Step::MakeMdev { .. }
+            | Step::SetValue
             | Step::KeepFile
             | Step::BuildPool
             | Step::Start
