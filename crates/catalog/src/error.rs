@@ -79,6 +79,15 @@ pub enum Error {
         /// The name that was asked for.
         name: String,
     },
+    /// The node is in the cluster, and has a certificate that counts.
+    #[error(
+        "{name} is in the cluster and has a certificate; if this host takes its place, take that one \
+         back first: vmtwin cluster node remove {name}"
+    )]
+    NodeHasCertificate {
+        /// Its name.
+        name: String,
+    },
     /// Another schedule has the name.
     #[error("there is a schedule {name:?} already; remove it first, or choose another name")]
     ScheduleExists {

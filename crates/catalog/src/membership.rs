@@ -93,7 +93,7 @@ impl Catalog {
             Some(_) => return Err(Error::Token),
             // A node that is in the cluster keeps its identity from whoever else holds a token.
             None if has_certificate(&mut write, &node.id).await? => {
-                return Err(Error::NodeExists {
+                return Err(Error::NodeHasCertificate {
                     name: node.name.clone(),
                 });
             }

@@ -105,7 +105,7 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
     catalog.add_token("next", soon).await.unwrap();
     let stolen = catalog.use_token("next", "k2", &first, ("c4", soon)).await;
     assert!(
-        matches!(stolen, Err(Error::NodeExists { .. })),
+        matches!(stolen, Err(Error::NodeHasCertificate { .. })),
         "{stolen:?}"
     );
     catalog.add_certificate(&one, ("c5", past)).await.unwrap();

@@ -155,6 +155,11 @@ fn what_a_larger_host_has_is_read_too() {
         write(&format!("sys/class/net/{name}/ifindex"), index);
     }
     write("sys/class/net/bonding_masters", "bond0\n");
+    write("sys/class/net/eth0/address", "02:00:00:00:00:0b\n");
+    write(
+        "sys/class/net/eth0/bonding_slave/perm_hwaddr",
+        "02:00:00:00:00:01\n",
+    );
     write("sys/class/net/bond0/bonding/mode", "active-backup 1\n");
     write("sys/class/net/bond0/bonding/miimon", "100\n");
     write("sys/class/net/bond0/bonding/primary", "\n");
@@ -209,6 +214,8 @@ fn what_a_larger_host_has_is_read_too() {
         ("active-backup", Some(100))
     );
     assert_eq!(bond.primary, None);
+    let permanent = named("eth0").address.as_deref();
+    assert_eq!(permanent, Some("02:00:00:00:00:01"));
     let vlan = named("eth0.7").vlan.clone().unwrap();
     assert_eq!((vlan.id, vlan.parent.as_str()), (7, "eth0"));
     let function = &hardware.pci[0];

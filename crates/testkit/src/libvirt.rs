@@ -40,6 +40,9 @@ cd "$0"
 hostname "$1"
 ip link set lo up
 ! mountpoint -q /sys/fs/cgroup || umount --recursive --lazy /sys/fs/cgroup
+mount -t sysfs sysfs /sys
+tr -d - </proc/sys/kernel/random/uuid >machine-id
+[ ! -e /etc/machine-id ] || mount --bind machine-id /etc/machine-id
 mount --bind run /run
 mount --bind etc /etc/libvirt
 mount --bind lib /var/lib/libvirt

@@ -124,8 +124,18 @@ fn a_cluster_is_backed_up_lost_and_brought_back() {
         "{}",
         told(&shown)
     );
-    let valid = one.json(&["cluster", "validate", file]);
+    let valid = document(&one.run(&["cluster", "validate", file, "--json"]));
     assert_eq!(valid["entries"], 3);
+    let compared = |name: &str| {
+        let mut nodes = valid["nodes"].as_array().unwrap().iter();
+        nodes.find(|node| node["node"] == name).unwrap().clone()
+    };
+    assert!(compared("node1")["plan"].is_object(), "{valid}");
+    let why = compared("node2")["not_compared"].to_string();
+    assert!(why.contains("no agent"), "{valid}");
+    let own = ["cluster", "validate", file, "--node", "node1"];
+    let own = one.json(&own);
+    assert_eq!(own["nodes"].as_array().unwrap().len(), 1);
 
     // The database is lost, and another one takes its place.
     let content = one.json(&["catalog", "show"])["tables"].clone();

@@ -69,6 +69,12 @@ fn define(host: &LibvirtHost, command: &str, xml: &str) {
     host.virsh(&[command, text(&file)]);
 }
 
+fn run_on(host: &LibvirtHost, command: &str) -> String {
+    let mut words = command.split(' ');
+    let mut program = host.command(words.next().unwrap());
+    String::from_utf8_lossy(&vmtwin_testkit::run(program.args(words)).stdout).into_owned()
+}
+
 fn lines(host: &LibvirtHost, arguments: &[&str]) -> Vec<String> {
     let all = host.virsh(arguments);
     let lines = all.lines().map(|line| line.trim().to_owned());
@@ -96,7 +102,11 @@ fn furnish(host: &LibvirtHost) -> LibvirtGuest {
         "nwfilter-define",
         "<filter name='a-web'><filterref filter='z-base'/></filter>",
     );
+    // A bridge of the host's own, which a network and a guest stand on.
+    run_on(host, "ip link add tbr0 mtu 1400 type bridge");
+    run_on(host, "ip link set tbr0 up");
     for network in [
+        "<network><name>wired</name><forward mode='bridge'/><bridge name='tbr0'/></network>",
         "<network><name>nat</name><forward mode='nat'/><bridge name='tnat0'/>\
          <ip address='10.98.7.1' netmask='255.255.255.0'>\
          <dhcp><range start='10.98.7.10' end='10.98.7.99'/></dhcp></ip></network>",
@@ -165,6 +175,7 @@ fn guests(host: &LibvirtHost, images: &Path) {
          <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
          <source file='{}/web.qcow2'/><target dev='vda' bus='virtio'/></disk>\
          <interface type='network'><source network='nat'/><filterref filter='a-web'/></interface>\
+         <interface type='bridge'><source bridge='tbr0'/></interface>\
          <graphics type='vnc' port='-1' autoport='yes' passwd='hunter2'/></devices></domain>",
         images.display()
     );
@@ -258,6 +269,7 @@ fn wipe(host: &LibvirtHost) {
         host.virsh(&["nwfilter-undefine", filter]);
     }
     host.virsh(&["secret-undefine", SECRET]);
+    run_on(host, "ip link del tbr0");
     assert_eq!(everything(host), BTreeMap::new());
 }
 
@@ -304,7 +316,7 @@ fn a_wiped_node_comes_back_word_for_word() {
         links[1].starts_with(r#"["network nat (nat)","#),
         "{links:?}"
     );
-    let valid = document(&node.run(&["cluster", "validate", file]));
+    let valid = node.ends(&["cluster", "validate", file], 0);
     assert_eq!(action(&valid, "domain", "web"), "same");
 
     // As it is, there is nothing to do: neither for the node, nor to it.
@@ -320,6 +332,7 @@ fn a_wiped_node_comes_back_word_for_word() {
     let volume = std::fs::read(images.join("web.qcow2")).unwrap();
     let planned = node.ends(&["cluster", "restore", file, "--dry-run"], 3);
     assert_eq!(action(&planned, "domain", "web"), "create");
+    assert_eq!(action(&planned, "interface", "tbr0"), "create");
     assert_eq!(everything(&host), BTreeMap::new());
     let asked = node.ends(&restore[..4], 1);
     assert!(asked.as_str().unwrap().contains("--yes"), "{asked}");
@@ -337,6 +350,12 @@ fn a_wiped_node_comes_back_word_for_word() {
     assert!(!failed.iter().any(|one| one["failed"] == true), "{report}");
     assert_eq!(everything(&host), before);
     assert_eq!(std::fs::read(images.join("web.qcow2")).unwrap(), volume);
+    let bridge = run_on(&host, "ip -oneline -details link show tbr0");
+    for part in ["mtu 1400", "UP", "bridge ", "stp_state 0"] {
+        assert!(bridge.contains(part), "{bridge}");
+    }
+    host.virsh(&["start", "web"]);
+    host.virsh(&["destroy", "web"]);
     let nvram = std::fs::read(host.file("uefi_VARS.fd")).unwrap();
     assert_eq!(nvram, b"variables of a guest");
 
@@ -440,6 +459,16 @@ fn another_host_has_other_names() {
     host.virsh(&["pool-destroy", "images"]);
     host.virsh(&["pool-undefine", "images"]);
     std::fs::write(old.join("a.img"), b"precious").unwrap();
+
+    // It is another machine now.
+    let id = "0123456789abcdef0123456789abcdef";
+    let changed = format!("echo {id} >/etc/machine-id");
+    vmtwin_testkit::run(host.command("sh").args(["-c", &changed]));
+    let refused = node.ends(&["cluster", "restore", text(&file), "--dry-run"], 1);
+    assert!(
+        refused.as_str().unwrap().contains("--to-new-hardware"),
+        "{refused}"
+    );
 
     let path = format!("{}={}", old.display(), new.display());
     let restore = [

@@ -17,6 +17,8 @@ use super::{
 use crate::error::{Error, Result, database, dump_file};
 use crate::sql::{Argument, Session, query_built};
 
+/// Most tables that a copy may tell of.
+const MAX_TABLES: usize = 1000;
 /// Longest line: a row with the largest report of a job, and much room.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
@@ -114,6 +116,40 @@ pub(super) async fn load(session: &mut Session, from: &mut Reader<'_>) -> Result
         tables: loaded,
     };
     verify(session, expected).await
+}
+
+/// What a copy, whose header has been read, says that it holds; its hash is checked, and nothing is
+/// loaded.
+pub(super) fn summarize(from: &mut Reader<'_>) -> Result<DumpSummary> {
+    let schema = from.header.as_ref().map(|header| header.schema);
+    let mut tables: Vec<TableSummary> = Vec::new();
+    loop {
+        let line = from.line()?;
+        if !line.starts_with(b"{\"table\"") {
+            from.end(&line, tables.len())?;
+            break;
+        }
+        let header: TableHeader = from.parse(&line)?;
+        if tables.len() == MAX_TABLES {
+            return Err(from.bad("there are too many tables"));
+        }
+        let trailer: TableTrailer = loop {
+            let line = from.line()?;
+            match line.starts_with(b"{") {
+                true => break from.parse(&line)?,
+                false => from.all.update(&line),
+            }
+        };
+        tables.push(TableSummary {
+            table: header.table,
+            rows: trailer.rows,
+            sha256: trailer.sha256,
+        });
+    }
+    Ok(DumpSummary {
+        schema: schema.unwrap_or_default(),
+        tables,
+    })
 }
 
 /// Reads everything back and compares counts and hashes.

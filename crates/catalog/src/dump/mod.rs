@@ -53,6 +53,13 @@ pub struct DumpSummary {
 }
 
 impl DumpSummary {
+    /// What a copy says that it holds, be it of an older or newer schema; nothing is loaded.
+    pub fn of(from: &mut (dyn BufRead + Send)) -> Result<DumpSummary> {
+        let mut from = load::Reader::new(from);
+        from.header()?;
+        load::summarize(&mut from)
+    }
+
     /// Rows of all tables.
     pub fn rows(&self) -> u64 {
         self.tables.iter().map(|table| table.rows).sum()

@@ -197,7 +197,10 @@ fn interface(root: Tree<'_>, name: &str, path: &Path) -> Interface {
     Interface {
         name: name.to_owned(),
         kind: kind(root, path, vlan.is_some()),
-        address: root.text(path.join("address")),
+        // A port of a bond has the bond's, until it is none any more.
+        address: root
+            .text(path.join("bonding_slave/perm_hwaddr"))
+            .or_else(|| root.text(path.join("address"))),
         mtu: root.number(path.join("mtu")),
         state: root.text(path.join("operstate")),
         pci: on_pci.then(|| root.link(&device)).flatten(),

@@ -38,14 +38,14 @@ fn domain(cx: &mut Context<'_>, object: &Object) -> Item {
     if object.parts.iter().any(|part| part.kind == TRANSIENT) {
         return one.left_alone("it had no definition that outlives its process");
     }
-    let elsewhere = object
-        .uuid
-        .as_ref()
-        .and_then(|uuid| cx.live.elsewhere.get(uuid));
+    let elsewhere = object.uuid.as_ref().and_then(|uuid| {
+        let now = cx.live.elsewhere.get(uuid);
+        now.or_else(|| cx.options.elsewhere.get(uuid))
+    });
     if let Some(node) = elsewhere {
         return one.left_alone(format!(
             "node {node} has it, and a guest must not be on two: remove it there and run `vmtwin \
-             cluster collect` there"
+             cluster collect` there; if that node is lost: vmtwin cluster node remove {node}"
         ));
     }
     let (definition, then) = match cx.mapped(&object.definition) {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::difference::difference_of_fields;
 use super::map::{PciAddress, is_uuid};
@@ -14,18 +14,23 @@ use crate::xml::Element;
 /// Longest name of a type of mediated devices, or of what they are a part of.
 const MAX_MDEV_NAME: usize = 100;
 
-/// Each thing but interfaces by a name of its own, with what is to be compared of it.
+/// Each thing but interfaces by a name of its own, with what is to be compared of it: not what changes
+/// while all stays the same. A function's driver is another while a guest has it, its IOMMU group is
+/// numbered at each start, and kernels keep more or less of the memory for themselves.
 fn things(hardware: &Hardware) -> BTreeMap<String, Value> {
     // Values of our own types, which JSON can always hold.
     let value = |result: Result<Value, _>| result.unwrap_or(Value::Null);
     let mut things = BTreeMap::new();
     let processor = value(serde_json::to_value(&hardware.processor));
     things.insert("processor".to_owned(), processor);
-    let memory = value(serde_json::to_value(&hardware.memory));
-    things.insert("memory".to_owned(), memory);
+    let memory_gib = hardware.memory.bytes.div_ceil(1 << 30);
+    things.insert("memory".to_owned(), json!({"GiB": memory_gib}));
     for pci in &hardware.pci {
-        let name = format!("pci {}", pci.address);
-        things.insert(name, value(serde_json::to_value(pci)));
+        let mut fields = value(serde_json::to_value(pci));
+        for passing in ["@driver", "@iommu-group"] {
+            fields.as_object_mut().map(|all| all.remove(passing));
+        }
+        things.insert(format!("pci {}", pci.address), fields);
     }
     for mdev in &hardware.mdevs {
         let name = format!("mdev {}", mdev.uuid);

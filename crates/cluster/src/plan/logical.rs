@@ -111,14 +111,27 @@ fn logical(cx: &mut Context<'_>, object: &Object) -> Item {
         one.differences = difference(&now, &then);
     }
     let is_transient = object.parts.iter().any(|part| part.kind == TRANSIENT);
+    let had = |kind: &str| live.is_some_and(|live| live.parts.iter().any(|part| part.kind == kind));
     match (is_transient, live) {
-        (true, None) => one.steps.push(Step::StartTransient { definition }),
+        (true, None) => {
+            if let Some(folder) = missing_folder(cx, &then) {
+                return one.left_alone(format!(
+                    "it had no definition that outlives it, and its folder {folder} is not there"
+                ));
+            }
+            one.steps.push(Step::StartTransient { definition });
+        }
         (true, Some(_)) if !one.differences.is_empty() => {
             return one.left_alone(
                 "it had no definition that outlives it, and this node has one of that name",
             );
         }
         (false, _) if live.is_none() || !one.differences.is_empty() => {
+            one.steps.push(Step::Define { definition });
+        }
+        (false, _) if had(TRANSIENT) => {
+            one.differences
+                .push("it has no definition that outlives it".to_owned());
             one.steps.push(Step::Define { definition });
         }
         _ => {}
@@ -217,10 +230,8 @@ fn switch(
         && object.active == Some(true)
         && !is_active
     {
-        let folder = then.at(&["target", "path"]).map(Element::text);
-        let missing = folder.is_some_and(|folder| cx.live.missing_paths.contains(&folder));
         // Only a folder is made: to build another pool may be to format it.
-        if object.kind == "pool" && then.get("type") == Some("dir") && missing {
+        if then.get("type") == Some("dir") && missing_folder(cx, then).is_some() {
             one.steps.push(Step::BuildPool);
         }
         one.steps.push(Step::Start);
@@ -229,6 +240,13 @@ fn switch(
         }
     }
     set_autostart(object, live, one);
+}
+
+/// Where a pool lies, if that is not there.
+fn missing_folder(cx: &Context<'_>, pool: &Element) -> Option<String> {
+    let folder = pool.at(&["target", "path"]).map(Element::text)?;
+    let is_missing = pool.name == "pool" && cx.live.missing_paths.contains(&folder);
+    is_missing.then_some(folder)
 }
 
 /// A step where it differs.

@@ -82,6 +82,10 @@ pub struct Options {
     pub create_volumes: bool,
     /// Guests that ran are started.
     pub start_guests: bool,
+    /// Guests, by UUID, that were on another node when the backup was made, and on which: this node's
+    /// configuration in it is an older one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elsewhere: BTreeMap<String, String>,
 }
 
 /// The node as it is now.
@@ -91,7 +95,8 @@ pub struct Live<'a> {
     pub document: &'a NodeDocument,
     /// Those of [`paths`] that are not there.
     pub missing_paths: BTreeSet<String>,
-    /// Guests, by UUID, of which another node's last known configuration says that it has them.
+    /// Guests, by UUID, that another node has: its last known configuration says so, or it was seen that
+    /// they run there.
     pub elsewhere: BTreeMap<String, String>,
     /// Interfaces with an IP address, by which the host may be reached.
     pub addressed: BTreeSet<String>,

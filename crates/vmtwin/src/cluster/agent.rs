@@ -356,7 +356,7 @@ fn refusal(error: &anyhow::Error) -> Problem {
     use vmtwin_catalog::Error;
     let status = match error.downcast_ref::<Error>() {
         Some(Error::Token) => StatusCode::FORBIDDEN,
-        Some(Error::NodeExists { .. }) => StatusCode::CONFLICT,
+        Some(Error::NodeExists { .. } | Error::NodeHasCertificate { .. }) => StatusCode::CONFLICT,
         Some(_) => return no_database(error),
         None => StatusCode::BAD_REQUEST,
     };

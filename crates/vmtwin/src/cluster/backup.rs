@@ -265,8 +265,12 @@ impl Collecting<'_> {
 
     fn add(&mut self, node: Node, xml: &mut dyn Read) -> Result<Node> {
         self.parts.add(EntryPath::Node(node.name.clone()), xml)?;
-        self.ui
-            .note(&format!("{}: {:?}", node.name, node.state).to_lowercase());
+        let state = match node.state {
+            NodeState::Collected => "collected",
+            NodeState::LastKnown => "last known",
+            NodeState::Missing => "missing",
+        };
+        self.ui.note(&format!("{}: {state}", node.name));
         Ok(node)
     }
 

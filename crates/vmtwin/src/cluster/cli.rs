@@ -101,12 +101,14 @@ pub(crate) enum ClusterCommand {
         mapping: bool,
     },
     /// Read all of a backup, and compare it with the cluster; nothing is changed
-    Validate {
-        /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
-        file: PathBuf,
-        #[command(flatten)]
-        open: OpenArgs,
-    },
+    #[command(
+        after_help = "Examples:\n  vmtwin cluster validate lab.zip\n  vmtwin cluster validate lab.zip \
+        --node node2 --type virtual\n\nEach node is compared with what it gives of itself now: what a \
+        restore would create and change, and what it cannot. Files of other nodes are not looked at; \
+        restore --dry-run has their agents do that.\n\nExit code 3: something is not as it was, or a node \
+        could not be asked."
+    )]
+    Validate(ValidateArgs),
     /// Make a key for secrets in backups: the file opens them, what is printed seals them
     #[command(
         name = "secrets-key",
@@ -126,14 +128,14 @@ pub(crate) enum ClusterCommand {
         vmtwin cluster restore lab.zip --node node3 --onto node4 --to-new-hardware\n  vmtwin \
         cluster restore lab.zip --node node1 --to-new-hardware --map br0=br7 --map \
         /srv/images=/data/images --map 0000:01:00.0=0000:41:00.0 --map cpus:2-3=6-7\n  vmtwin \
-        cluster restore lab.zip --only-database --force\n  vmtwin cluster restore lab.zip \
+        cluster restore lab.zip --only-database --replace-database\n  vmtwin cluster restore lab.zip \
         --secrets-identity /media/usb/secrets.key\n\nThe whole backup is read and checked \
         first. Without --node all of its nodes are restored: this one here, others by their agents, \
         where they let this one (cluster node allow-restore). What a node's libvirt has and the \
         backup too is made what it was; what only the node has stays; volumes are never touched, and running guests only with --force (their \
         definition, for the next start). What is there before is backed up. A second run goes on \
-        where the first one failed. Where the database was lost too, restore that first \
-        (--only-database): agents let nobody in without it.\n\nExit code 3: done, and not all of the \
+        where the first one failed. The database comes last; one that was lost, first, since agents let \
+        nobody in without it.\n\nExit code 3: done, and not all of the \
         backup could be restored; nodes that are down are named."
     )]
     Restore(ClusterRestoreArgs),
@@ -163,7 +165,10 @@ pub(crate) struct ClusterRestoreArgs {
     /// The database and nothing else
     #[arg(long)]
     pub(crate) only_database: bool,
-    /// Replace what the database holds, and definitions of running guests
+    /// Replace what the database holds; a copy of it is kept
+    #[arg(long, conflicts_with = "skip_database")]
+    pub(crate) replace_database: bool,
+    /// The same, and definitions of running guests, for their next start
     #[arg(long)]
     pub(crate) force: bool,
     /// What has another name here: interfaces, paths, PCI addresses, mediated devices, cpus:SET
@@ -301,6 +306,20 @@ pub(crate) struct ClusterBackupArgs {
     /// Seal them with the first line of this file too [beside: --secrets-recipient]
     #[arg(long, value_name = "FILE", requires = "with_secrets")]
     pub(crate) secrets_passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ValidateArgs {
+    /// Backup: a file, or s3://BUCKET/PREFIX/FILE.zip
+    pub(crate) file: PathBuf,
+    /// This node only
+    #[arg(long)]
+    pub(crate) node: Option<NodeName>,
+    /// This type only
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<DeviceType>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
 }
 
 /// How secrets in a backup are opened.

@@ -232,6 +232,18 @@ pub(crate) fn credentials(home: &Home) -> Result<Option<(String, Credentials)>> 
     Ok(Some((kept.cluster, credentials)))
 }
 
+/// Puts the certificate of another node, whose place this host leaves, aside.
+pub(super) fn put_certificate_aside(home: &Home, of: &NodeName) -> Result<()> {
+    let path = node_path(home);
+    let aside = path.with_extension(format!("json.of-{of}"));
+    match std::fs::rename(&path, aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot move {} away", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn node_path(home: &Home) -> PathBuf {
     home.dir().join(NODE)
 }

@@ -28,10 +28,11 @@ mod secrets;
 mod validate;
 
 pub(crate) use apply::restore;
+pub(crate) use apply::source::read_node;
 pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
 pub(crate) use node::{Identity, collect, create, fingerprint, join};
 pub(crate) use renewal::{Renewal, renew};
 pub(crate) use restore::{RestoreReport, restore_database};
 pub(crate) use secrets::{Recipients, new_identity};
-pub(crate) use validate::{ValidateReport, read_node, validate};
+pub(crate) use validate::{ValidateReport, validate};

@@ -1,20 +1,31 @@
-//! A backup against the live cluster: is it whole, is it of this cluster, and what of this node and
-//! of the nodes' table is not as it was. Nothing is changed.
+//! A backup against the live cluster: is it whole, is it of this cluster, and what of the nodes and of the
+//! database is not as it was. Nothing is changed: nodes are asked for their configuration, which each of
+//! them gives to every other one.
 
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use serde::Serialize;
-use vmtwin_cluster::plan::Plan;
-use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
+use vmtwin_catalog::Node;
+use vmtwin_cluster::manifest::{self, NodeState};
+use vmtwin_cluster::plan::{Options, Plan};
+use vmtwin_cluster::{Archive, NodeDocument};
 
-use super::apply::host::plan_of;
+use super::apply::DatabasePlan;
+use super::apply::host::{plan_elsewhere, plan_of};
+use super::apply::source::Source;
 use super::backup::{own_node, refuse_other_cluster};
-use super::cli::OpenArgs;
+use super::cli::ValidateArgs;
 use super::secrets::Opening;
+use super::{ask, read_node};
 use crate::db::Db;
 use crate::home::Home;
+use crate::ui::Ui;
+
+/// How long another node may take, all tries together.
+const NODE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -29,41 +40,66 @@ pub(crate) struct ValidateReport {
     pub(crate) nodes_gone: Vec<String>,
     /// Nodes of the cluster that the backup does not know.
     pub(crate) nodes_new: Vec<String>,
-    /// What a restore of this node would do.
+    /// Nodes that are in both, by name.
+    pub(crate) nodes: Vec<NodeValidation>,
+    /// What a restore would do with the database; each job changes that.
+    pub(crate) database: Option<DatabasePlan>,
+}
+
+/// What was found of a node.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodeValidation {
+    pub(crate) node: String,
+    /// What a restore of it would do.
     pub(crate) plan: Option<Plan>,
     /// Why that is not known.
-    pub(crate) plan_error: Option<String>,
+    pub(crate) not_compared: Option<String>,
+}
+
+impl NodeValidation {
+    fn of(node: &manifest::Node, plan: Result<Plan>) -> NodeValidation {
+        let (plan, why) = match plan {
+            Ok(plan) => (Some(plan), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        NodeValidation {
+            node: node.name.to_string(),
+            plan,
+            not_compared: why,
+        }
+    }
 }
 
 impl ValidateReport {
-    /// Whether all is as it was.
+    /// Whether nodes are as they were, all of them.
     pub(crate) fn is_same(&self) -> bool {
         let lists = [&self.nodes_gone, &self.nodes_new, &self.secrets_closed];
-        lists.iter().all(|list| list.is_empty())
-            && self.plan_error.is_none()
-            && self.plan.as_ref().is_none_or(Plan::is_same)
+        let is_same = |node: &NodeValidation| node.plan.as_ref().is_some_and(Plan::is_same);
+        lists.iter().all(|list| list.is_empty()) && self.nodes.iter().all(is_same)
     }
 }
 
 /// Reads all of a backup and compares it.
-pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<ValidateReport> {
+pub(crate) fn validate(
+    home: &Home,
+    ui: &Ui,
+    file: &Path,
+    args: &ValidateArgs,
+) -> Result<ValidateReport> {
     let mut archive = Archive::open(file)?;
     archive.verify()?;
-    let opening = Opening::of(open, &mut archive)?;
+    let opening = Opening::of(&args.open, &mut archive)?;
     let mut report = ValidateReport {
         entries: archive.manifest().entries.len(),
         ..ValidateReport::default()
     };
-    for node in archive.manifest().nodes.clone() {
-        if archive
-            .manifest()
-            .entry(&EntryPath::Node(node.name.clone()))
-            .is_some()
-        {
+    let backed_up = archive.manifest().nodes.clone();
+    for node in &backed_up {
+        if node.state != NodeState::Missing {
             read_node(&mut archive, &node.name)?;
         }
         let opened = opening.as_ref();
-        match opened.map(|opening| opening.node(&mut archive, &node)) {
+        match opened.map(|opening| opening.node(&mut archive, node)) {
             Some(Ok(Some(_))) => report.secrets_opened.push(node.name.to_string()),
             Some(Err(error)) => report.secrets_closed.push(format!("{error:#}")),
             Some(Ok(None)) | None => {}
@@ -72,42 +108,130 @@ pub(crate) fn validate(home: &Home, file: &Path, open: &OpenArgs) -> Result<Vali
     let db = Db::open(home)?;
     refuse_other_cluster(&db, &archive)?;
     let live = db.run(async |catalog| catalog.nodes().await)?;
-    let backed_up = &archive.manifest().nodes;
     let gone = |id: &str| !live.iter().any(|node| node.id.as_str() == id);
     let new = |id: &str| !backed_up.iter().any(|node| node.id == id);
-    report.nodes_gone = backed_up
-        .iter()
-        .filter(|node| gone(&node.id))
-        .map(|node| node.name.to_string())
-        .collect();
-    report.nodes_new = live
-        .iter()
-        .filter(|node| new(node.id.as_str()))
-        .map(|node| node.name.clone())
-        .collect();
-    if let Some(own) = own_node(home, &archive)?
-        && archive
-            .manifest()
-            .entry(&EntryPath::Node(own.name.clone()))
-            .is_some()
-    {
-        let then = read_node(&mut archive, &own.name)?;
-        // Why they cannot be opened is told already.
-        let opened = opening.and_then(|opening| opening.node(&mut archive, &own).ok());
-        match plan_of(home, &db, (&then, opened.flatten())) {
-            Ok(plan) => report.plan = Some(plan),
-            Err(error) => report.plan_error = Some(format!("{error:#}")),
-        }
+    let all_gone = backed_up.iter().filter(|node| gone(&node.id));
+    report.nodes_gone = all_gone.map(|node| node.name.to_string()).collect();
+    let all_new = live.iter().filter(|node| new(node.id.as_str()));
+    report.nodes_new = all_new.map(|node| node.name.clone()).collect();
+    let own = own_node(home, &archive)?;
+    let comparing = Comparing {
+        home,
+        db: &db,
+        live: &live,
+        own: own.as_ref().map(|own| own.id.as_str()),
+    };
+    let wanted = wanted(&backed_up, args)?;
+    if args.node.is_none() && args.kind.is_none() {
+        report.database = DatabasePlan::of(&db, &mut archive)?;
     }
+    let options = Options {
+        sections: args.kind.map(Into::into).into_iter().collect(),
+        ..Options::default()
+    };
+    let mut source = Source::of(&mut archive, opening)?;
+    let spinner = ui.spinner("comparing");
+    report.nodes = comparing.all(&mut source, &wanted, &options)?;
+    spinner.finish_and_clear();
     Ok(report)
 }
 
-/// The configuration of a node in a backup.
-pub(crate) fn read_node(archive: &mut Archive, name: &NodeName) -> Result<NodeDocument> {
-    let mut xml = String::new();
-    archive
-        .reader(&EntryPath::Node(name.clone()))?
-        .read_to_string(&mut xml)
-        .with_context(|| format!("cannot read the configuration of {name}"))?;
-    Ok(NodeDocument::from_xml(&xml)?)
+/// Those of the backup's nodes that are to be compared.
+fn wanted<'a>(all: &'a [manifest::Node], args: &ValidateArgs) -> Result<Vec<&'a manifest::Node>> {
+    let is_wanted =
+        |node: &&manifest::Node| args.node.as_ref().is_none_or(|name| node.name == *name);
+    let wanted: Vec<_> = all.iter().filter(is_wanted).collect();
+    match (&args.node, wanted.is_empty()) {
+        (Some(name), true) => bail!("the backup knows no node {name}"),
+        _ => Ok(wanted),
+    }
+}
+
+/// What nodes are compared with.
+struct Comparing<'a> {
+    home: &'a Home,
+    db: &'a Db,
+    /// Nodes of the cluster now.
+    live: &'a [Node],
+    /// The id of this one.
+    own: Option<&'a str>,
+}
+
+impl Comparing<'_> {
+    /// This node by what it has, others by what their agents give.
+    fn all(
+        &self,
+        source: &mut Source<'_>,
+        nodes: &[&manifest::Node],
+        options: &Options,
+    ) -> Result<Vec<NodeValidation>> {
+        let client = ask::client(self.home)?;
+        let (mut found, mut to_ask, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for node in nodes {
+            let row = self.live.iter().find(|row| row.id.as_str() == node.id);
+            let why = match row {
+                // Told as one that is gone.
+                None => continue,
+                _ if node.state == NodeState::Missing => "the backup holds no configuration of it",
+                Some(_) if self.own == Some(&node.id) => {
+                    found.push(NodeValidation::of(node, self.own(source, node, options)));
+                    continue;
+                }
+                Some(row) if row.address.is_none() => "it has no agent (vmtwin serve)",
+                _ if client.is_none() => {
+                    "this node has no certificate to ask it with (vmtwin cluster join TOKEN)"
+                }
+                Some(row) => {
+                    to_ask.push(*node);
+                    rows.push(row.clone());
+                    continue;
+                }
+            };
+            found.push(NodeValidation::of(node, Err(anyhow::anyhow!(why))));
+        }
+        if let Some(client) = client {
+            let asking = ask::Asking {
+                client,
+                limit: NODE_LIMIT,
+                scratch: &self.home.run_dir()?,
+                recipients: None,
+                cancel: self.home.cancel(),
+            };
+            ask::configurations(&asking, &rows, |reply| {
+                let node = to_ask[reply.index];
+                let plan = reply
+                    .given
+                    .and_then(|given| self.other(source, node, given, options));
+                found.push(NodeValidation::of(node, plan));
+                Ok(())
+            })?;
+        }
+        found.sort_by(|one, other| one.node.cmp(&other.node));
+        Ok(found)
+    }
+
+    fn own(
+        &self,
+        source: &mut Source<'_>,
+        node: &manifest::Node,
+        options: &Options,
+    ) -> Result<Plan> {
+        // Why secrets cannot be opened is told already.
+        let (document, opened, options) = source.node_without_errors(&node.name, options)?;
+        plan_of((self.home, self.db), (&document, opened), &options)
+    }
+
+    fn other(
+        &self,
+        source: &mut Source<'_>,
+        node: &manifest::Node,
+        mut given: ask::Given,
+        options: &Options,
+    ) -> Result<Plan> {
+        let mut xml = String::new();
+        given.file.read_to_string(&mut xml)?;
+        let now = NodeDocument::from_xml(&xml)?;
+        let (document, _, options) = source.node_without_errors(&node.name, options)?;
+        plan_elsewhere(self.db, &document, &now, &options)
+    }
 }

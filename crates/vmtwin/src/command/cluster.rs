@@ -107,9 +107,9 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             })
             .map(|()| 0)
         }
-        ClusterCommand::Validate { file, open } => {
-            let file = Readable::of(home, file)?;
-            let report = cluster::validate(home, file.path(), open)?;
+        ClusterCommand::Validate(args) => {
+            let file = Readable::of(home, &args.file)?;
+            let report = cluster::validate(home, ui, file.path(), args)?;
             ui.result(&report, || validate_text(&report))?;
             Ok(match report.is_same() {
                 true => 0,
@@ -118,7 +118,8 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
         }
         ClusterCommand::Restore(args) if args.only_database => {
             let file = Readable::of(home, &args.file)?;
-            let report = cluster::restore_database(home, file.path(), args.force)?;
+            let force = args.force || args.replace_database;
+            let report = cluster::restore_database(home, file.path(), force)?;
             ui.result(&report, || restore_text(&report))?;
             Ok(match report.warnings.is_empty() {
                 true => 0,
@@ -322,7 +323,7 @@ fn list_text(listed: &[Listed]) -> String {
             one.file.display()
         )
     }));
-    lines.join("\n")
+    view::plain(&lines.join("\n"))
 }
 
 fn validate_text(report: &ValidateReport) -> String {
@@ -343,13 +344,19 @@ fn validate_text(report: &ValidateReport) -> String {
     ] {
         lines.extend(list.iter().map(|name| format!("{name}: {what}")));
     }
-    match (&report.plan, &report.plan_error) {
-        (Some(plan), _) => lines.push(format!("a restore of this node would do this:\n{plan}")),
-        (None, Some(why)) => lines.push(format!("this node was not compared: {why}")),
-        (None, None) => {}
+    for node in &report.nodes {
+        match (&node.plan, &node.not_compared) {
+            (Some(plan), _) => lines.push(format!("a restore would do this on {plan}")),
+            (None, why) => lines.push(format!(
+                "{}: NOT compared: {}",
+                node.node,
+                why.as_deref().unwrap_or("?")
+            )),
+        }
     }
+    lines.extend(report.database.iter().map(ToString::to_string));
     if report.is_same() {
-        lines.push("nodes, and this node's configuration, are as they were".to_owned());
+        lines.push("the nodes are as they were".to_owned());
     }
     lines.join("\n")
 }

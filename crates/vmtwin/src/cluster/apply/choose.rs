@@ -123,8 +123,17 @@ impl Choosing<'_> {
         match adopts {
             true => Place::Here { is_adopted: true },
             false => {
-                let row = self.rows.iter().find(|row| row.id.as_str() == node.id);
-                agent(row, node.name.as_str())
+                let name = node.name.as_str();
+                match self.rows.iter().find(|row| row.id.as_str() == node.id) {
+                    None if self.rows.iter().any(|row| row.name == name) => {
+                        Place::Nowhere(format!(
+                            "the {name} of the cluster joined anew, and is another node than the \
+                             backup's; it takes over what that had by: --node {name} --onto {name} \
+                             --to-new-hardware"
+                        ))
+                    }
+                    row => agent(row, name),
+                }
             }
         }
     }

@@ -77,15 +77,14 @@ fn add_interface(root: &Path, interface: &Interface) -> Result<()> {
         add(&["mtu", &mtu.to_string()]);
     }
     add(&["up", "type"]);
-    let flag = |on: bool| if on { "1" } else { "0" };
     match (&interface.bridge, &interface.bond, &interface.vlan) {
-        (Some(bridge), ..) => add(&[
-            "bridge",
-            "stp_state",
-            flag(bridge.stp),
-            "vlan_filtering",
-            flag(bridge.vlan_filtering),
-        ]),
+        (Some(bridge), ..) => {
+            add(&["bridge", "stp_state", if bridge.stp { "1" } else { "0" }]);
+            // It is off by itself, and not every kernel knows of it.
+            if bridge.vlan_filtering {
+                add(&["vlan_filtering", "1"]);
+            }
+        }
         (_, Some(bond), _) => {
             add(&["bond", "mode", &bond.mode]);
             if let Some(every) = bond.miimon_ms {

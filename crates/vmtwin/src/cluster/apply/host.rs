@@ -1,15 +1,18 @@
 //! The restore of this host: what it is as a plan, and the steps of it. Its own command line and its
 //! agent come here.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use time::OffsetDateTime;
 use time::macros::format_description;
+use vmtwin_catalog::NodeId;
 use vmtwin_cluster::manifest::HeldSecrets;
-use vmtwin_cluster::plan::{Options, Plan, plan};
-use vmtwin_cluster::{NodeDocument, NodeSecrets};
+use vmtwin_cluster::plan::{Live, Options, Plan, plan};
+use vmtwin_cluster::{NodeDocument, NodeName, NodeSecrets};
 
+use super::super::membership;
 use super::super::node::Identity;
 use super::super::secrets::{Opened, Recipients, collect};
 use super::live;
@@ -23,6 +26,8 @@ pub(in crate::cluster) struct Prepared {
     pub(in crate::cluster) live: NodeDocument,
     /// Its secrets in the backup, where they were opened, and those that it has now.
     pub(in crate::cluster) secrets: Option<(Opened, NodeSecrets)>,
+    /// The node that this host is until now, where it takes another's place.
+    pub(super) leaves: Option<NodeName>,
 }
 
 /// What the node of a document would be here; nothing is changed. Unless this host takes the node's
@@ -33,13 +38,20 @@ pub(in crate::cluster) fn prepare(
     is_adopted: bool,
     options: &Options,
 ) -> Result<Prepared> {
-    let is_another = Identity::of(home)?.is_some_and(|own| own.id.as_str() != document.id);
-    if let Some(opened) = opened.as_mut().filter(|_| is_another && !is_adopted) {
+    let leaves = Identity::of(home)?.filter(|own| own.id.as_str() != document.id);
+    if let Some(opened) = opened.as_mut().filter(|_| leaves.is_some() && !is_adopted) {
         opened.secrets.files.clear();
     }
     let live = live::document(document)?;
     let secrets = match opened {
-        Some(opened) => Some((opened, secrets_now(home, document)?)),
+        Some(opened) => {
+            let mut now = secrets_now(home, document)?;
+            if leaves.is_some() {
+                // The certificate that is here is another node's.
+                now.files.remove(membership::NODE);
+            }
+            Some((opened, now))
+        }
         None => None,
     };
     if !options.to_new_hardware {
@@ -52,6 +64,7 @@ pub(in crate::cluster) fn prepare(
         plan,
         live,
         secrets,
+        leaves: leaves.filter(|_| is_adopted).map(|own| own.name),
     })
 }
 
@@ -67,17 +80,35 @@ fn secrets_now(home: &Home, document: &NodeDocument) -> Result<NodeSecrets> {
 
 /// What a backup of this node would change here; nothing is changed.
 pub(in crate::cluster) fn plan_of(
-    home: &Home,
-    db: &Db,
+    (home, db): (&Home, &Db),
     (document, opened): (&NodeDocument, Option<Opened>),
+    options: &Options,
 ) -> Result<Plan> {
-    let options = Options::default();
     let live = live::document(document)?;
-    let mut now = live::live((home, db), document, &live, &options)?;
+    let mut now = live::live((home, db), document, &live, options)?;
     if let Some(opened) = opened {
         now.secrets = Some(opened.secrets.given(&secrets_now(home, document)?));
     }
-    Ok(plan(document, &now, &options))
+    Ok(plan(document, &now, options))
+}
+
+/// What it would change on another node, whose configuration is `now`. Files and addresses of that host
+/// are not looked at.
+pub(in crate::cluster) fn plan_elsewhere(
+    db: &Db,
+    document: &NodeDocument,
+    now: &NodeDocument,
+    options: &Options,
+) -> Result<Plan> {
+    let id: NodeId = now.id.parse().context("the node has no valid id")?;
+    let now = Live {
+        document: now,
+        missing_paths: BTreeSet::new(),
+        elsewhere: live::elsewhere(db, Some(&id), document)?,
+        addressed: BTreeSet::new(),
+        secrets: None,
+    };
+    Ok(plan(document, &now, options))
 }
 
 /// A node whose machine is another is restored only where that is said.

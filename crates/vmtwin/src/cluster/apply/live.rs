@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use time::OffsetDateTime;
+use vmtwin_catalog::{Node, NodeId, VmRole, VmState};
 use vmtwin_cluster::NodeDocument;
 use vmtwin_cluster::node::{Objects, VERSION, collect_hardware};
 use vmtwin_cluster::plan::{Live, Options, paths};
@@ -56,21 +57,37 @@ pub(super) fn live<'a>(
     Ok(Live {
         document: now,
         missing_paths: paths(then, options).into_iter().filter(missing).collect(),
-        elsewhere: elsewhere(home, db, then)?,
+        elsewhere: {
+            let own = Identity::of(home)?.map(|own| own.id);
+            elsewhere(db, own.as_ref(), then)?
+        },
         addressed: hardware::addressed(now),
         secrets: None,
     })
 }
 
-/// Guests that other nodes said they have, since the backup was made.
-fn elsewhere(home: &Home, db: &Db, then: &NodeDocument) -> Result<BTreeMap<String, String>> {
-    let own = Identity::of(home)?.map(|own| own.id);
+/// Guests that other nodes said they have, since the backup was made, or that run there by the table of
+/// guests.
+pub(super) fn elsewhere(
+    db: &Db,
+    own: Option<&NodeId>,
+    then: &NodeDocument,
+) -> Result<BTreeMap<String, String>> {
     let mut guests = BTreeMap::new();
-    for node in db.run(async |catalog| catalog.nodes().await)? {
-        // This host may have a name of its own already, and be about to take another's place.
-        if node.id.as_str() == then.id || Some(&node.id) == own.as_ref() {
-            continue;
+    let nodes = db.run(async |catalog| catalog.nodes().await)?;
+    // This host may have a name of its own already, and be about to take another's place.
+    let is_other = |node: &&Node| node.id.as_str() != then.id && Some(&node.id) != own;
+    let others: Vec<&Node> = nodes.iter().filter(is_other).collect();
+    for vm in db.run(async |catalog| catalog.vms().await)? {
+        let runs = matches!(vm.state, VmState::Running | VmState::Paused);
+        let on = others
+            .iter()
+            .find(|node| Some(&node.id) == vm.node.as_ref());
+        if let Some(node) = on.filter(|_| runs && vm.role == VmRole::Guest) {
+            guests.insert(vm.id.to_string(), node.name.clone());
         }
+    }
+    for node in others {
         let Some(xml) = db.run(async |catalog| catalog.configuration(&node.id).await)? else {
             continue;
         };

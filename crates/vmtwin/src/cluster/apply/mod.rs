@@ -8,33 +8,38 @@
 //! There is no file of progress: a second run makes new plans, which hold what is not done yet.
 
 mod choose;
+mod database;
 mod hardware;
 pub(super) mod host;
 mod live;
 mod remote;
 mod report;
+pub(super) mod source;
 pub(super) mod steps;
 pub(super) mod wire;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use vmtwin_cluster::plan::{Options, Section};
-use vmtwin_cluster::{Archive, NodeDocument, NodeName};
+use vmtwin_cluster::{Archive, NodeDocument};
 
 use choose::{Place, Target};
+pub(super) use database::DatabasePlan;
 use host::Prepared;
 pub(super) use report::Outcome;
 pub(crate) use report::{ClusterRestoreReport, NodeRestoreReport};
+use source::Source;
 
 use super::backup::{backup, refuse_other_cluster};
 use super::cli::{ClusterBackupArgs, ClusterRestoreArgs};
+use super::membership;
 use super::node::Identity;
-use super::restore::restore_database;
-use super::secrets::{Opened, Opening};
-use super::validate::read_node;
+use super::restore::RestoreReport;
+use super::secrets::Opening;
 use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
@@ -60,66 +65,100 @@ pub(crate) fn restore(
 ) -> Result<ClusterRestoreReport> {
     let mut archive = Archive::open(&args.file)?;
     archive.verify()?;
-    let db = Db::open(home)?;
+    let mut db = Db::open(home)?;
     refuse_other_cluster(&db, &archive)?;
+    let mut report = ClusterRestoreReport::new(args.dry_run);
+    let mut database = match args.skip_database || args.kind.is_some() {
+        true => None,
+        false => DatabasePlan::of(&db, &mut archive)?,
+    };
+    let may_replace = args.force || args.replace_database;
+    report.database_plan.clone_from(&database);
+    if let Some(lost) = database.take_if(|database| comes_first(home, &archive, database, args)) {
+        drop(db);
+        report.database = Some(lost_database(home, ui, &lost, args)?);
+        db = Db::open(home)?;
+    }
     let rows = db.run(async |catalog| catalog.nodes().await)?;
     let targets = choose::choose(home, &rows, &archive, args)?;
     let opening = Opening::of(&args.open, &mut archive)?;
-    let with_database =
-        !args.skip_database && args.kind.is_none() && archive.manifest().database.is_some();
-    if with_database && !args.dry_run {
-        refuse_to_replace(&db, args.force)?;
+    if let Some(database) = database.as_ref().filter(|_| !args.dry_run) {
+        database.refuse_to_replace(may_replace)?;
     }
     let options = options(args);
-    let mut source = Source {
-        archive: &mut archive,
-        opening,
-    };
+    let mut source = Source::of(&mut archive, opening)?;
     let mut jobs = planned(home, ui, &db, &mut source, targets, &options)?;
     refuse_if_none(&jobs)?;
-    let mut report = ClusterRestoreReport {
-        dry_run: args.dry_run,
-        nodes: Vec::new(),
-        safety_backup: None,
-        database: None,
-        database_error: None,
-    };
     show(ui, &jobs);
+    if let Some(database) = &database {
+        ui.note(&database.to_string());
+    }
     let to_do = jobs.iter().any(|job| job.report.has_work());
-    if !args.dry_run && (to_do || with_database) && !args.yes {
-        confirm(&jobs, with_database)?;
+    if !args.dry_run && (to_do || database.is_some()) && !args.yes {
+        confirm(&jobs, database.is_some())?;
     }
     if to_do && !args.dry_run {
-        let copy = keep_what_is_there(home, ui, &db, &jobs)?;
-        ui.note(&format!("before: {}", copy.display()));
-        for prepared in jobs.iter().filter_map(|job| job.prepared.as_ref()) {
-            if let Some(file) = host::keep_secrets(home, prepared)? {
-                ui.note(&format!("secrets before: {}", file.display()));
-            }
-        }
-        report.safety_backup = Some(copy);
+        report.safety_backup = Some(keep_what_is_there(home, ui, &db, &jobs)?);
+        // By that backup it is known of all nodes what they have now.
+        refuse_if_changed(home, &db, &mut source, &mut jobs, &options)?;
         apply(home, ui, options.force, &mut jobs)?;
     }
     let adopted = jobs.iter().find(|job| job.target.is_adopted());
     let adopted = adopted.map(|job| job.target.identity()).transpose()?;
     report.nodes = jobs.into_iter().map(|job| job.report).collect();
-    if args.dry_run || report.is_failed() || args.kind.is_some() {
+    if args.dry_run || args.kind.is_some() {
+        return Ok(report);
+    }
+    if report.is_failed() {
+        let why = "its turn did not come: it is restored last, when nothing has failed";
+        report.database_error = database.map(|_| why.to_owned());
         return Ok(report);
     }
     let is_known = |identity: &Identity| rows.iter().any(|row| row.id == identity.id);
-    if let Some(identity) = adopted.filter(|identity| with_database || is_known(identity)) {
+    let has_database = database.is_some() || report.database.is_some();
+    if let Some(identity) = adopted.filter(|identity| has_database || is_known(identity)) {
         take_place(home, &identity)?;
-    }
-    if !with_database {
-        return Ok(report);
+        report
+            .warnings
+            .extend(without_certificate(home, &identity)?);
     }
     // Its connection would hold the catalog while it is replaced.
     drop(db);
-    match restore_database(home, &args.file, true) {
-        Ok(database) => report.database = Some(database),
-        Err(error) => report.database_error = Some(format!("{error:#}")),
+    if let Some(database) = database {
+        match database.restore(home, &args.file, may_replace) {
+            Ok(database) => report.database = Some(database),
+            Err(error) => report.database_error = Some(format!("{error:#}")),
+        }
     }
     Ok(report)
+}
+
+/// Whether the database is restored before the nodes: it holds nothing, so that nothing is replaced,
+/// and without it no other node's agent lets this one in.
+fn comes_first(
+    home: &Home,
+    archive: &Archive,
+    database: &DatabasePlan,
+    args: &ClusterRestoreArgs,
+) -> bool {
+    let is_node = matches!(Identity::of(home), Ok(Some(_)));
+    let has_others = args.node.is_none() && archive.manifest().nodes.len() > 1;
+    database.is_lost() && is_node && has_others && !args.dry_run
+}
+
+fn lost_database(
+    home: &Home,
+    ui: &Ui,
+    database: &DatabasePlan,
+    args: &ClusterRestoreArgs,
+) -> Result<RestoreReport> {
+    ui.note(&format!(
+        "{database}\nIt was lost, and is restored before the nodes: without it their agents let nobody in."
+    ));
+    if !args.yes {
+        agree("the database, and then look at the nodes")?;
+    }
+    database.restore(home, &args.file, false)
 }
 
 /// Makes this host the node whose place it takes, with the database that was named for it.
@@ -131,23 +170,17 @@ fn take_place(home: &Home, identity: &Identity) -> Result<()> {
     }
 }
 
-/// A backup, and what opens its secrets.
-struct Source<'a> {
-    archive: &'a mut Archive,
-    opening: Option<Opening>,
-}
-
-impl Source<'_> {
-    fn node(&mut self, name: &NodeName) -> Result<(NodeDocument, Option<Opened>)> {
-        let document = read_node(self.archive, name)?;
-        let mut nodes = self.archive.manifest().nodes.iter();
-        let node = nodes.find(|node| node.name == *name).cloned();
-        let opened = match (&self.opening, node) {
-            (Some(opening), Some(node)) => opening.node(self.archive, &node)?,
-            _ => None,
-        };
-        Ok((document, opened))
-    }
+/// What to do where this host has become a node, and cannot show that it is.
+fn without_certificate(home: &Home, identity: &Identity) -> Result<Option<String>> {
+    let has_one = membership::credentials(home)?.is_some();
+    let name = &identity.name;
+    Ok((!has_one).then(|| {
+        format!(
+            "this host is {name} now, and has no certificate: on the node that has the cluster's \
+             authority, vmtwin cluster node remove {name} and vmtwin cluster token; then here: vmtwin \
+             cluster join TOKEN"
+        )
+    }))
 }
 
 /// The plans of all nodes; nothing is changed.
@@ -169,20 +202,18 @@ fn planned(
         };
         match &job.target.place {
             Place::Nowhere(why) => job.report.not_reached = Some(why.clone()),
-            Place::Here { .. } => match source.node(&job.target.name) {
-                Ok((document, secrets)) => {
-                    let (node, adopted) = ((&document, secrets), job.target.is_adopted());
-                    let prepared = host::prepare((home, db), node, adopted, options)?;
+            Place::Here { .. } => match prepare_here(home, db, source, &job.target, options) {
+                Ok(prepared) => {
                     job.report.outcome = Outcome::before(&prepared.plan);
                     job.report.plan = Some(prepared.plan.clone());
                     job.prepared = Some(prepared);
                 }
                 Err(error) => job.report.not_reached = Some(format!("{error:#}")),
             },
-            Place::Agent { id, address } => match source.node(&job.target.name) {
-                Ok((document, secrets)) => {
+            Place::Agent { id, address } => match source.node(&job.target.name, options) {
+                Ok((document, secrets, options)) => {
                     let node = (document.to_xml()?, secrets);
-                    job.order = Some(remote::Asked::new(id, address, node, options)?);
+                    job.order = Some(remote::Asked::new(id, address, node, &options)?);
                 }
                 Err(error) => job.report.not_reached = Some(format!("{error:#}")),
             },
@@ -191,6 +222,43 @@ fn planned(
     }
     remote::plan(home, ui, &mut jobs)?;
     Ok(jobs)
+}
+
+/// What would be done on this host.
+fn prepare_here(
+    home: &Home,
+    db: &Db,
+    source: &mut Source<'_>,
+    target: &Target,
+    options: &Options,
+) -> Result<Prepared> {
+    let (document, secrets, options) = source.node(&target.name, options)?;
+    let node = (&document, secrets);
+    host::prepare((home, db), node, target.is_adopted(), &options)
+}
+
+/// Fails if this host is not as it was when its plan was shown: a guest may be on another node since.
+/// Agents look themselves before they begin.
+fn refuse_if_changed(
+    home: &Home,
+    db: &Db,
+    source: &mut Source<'_>,
+    jobs: &mut [Job],
+    options: &Options,
+) -> Result<()> {
+    for job in jobs.iter_mut().filter(|job| job.prepared.is_some()) {
+        let now = prepare_here(home, db, source, &job.target, options)?;
+        if job.report.plan.as_ref() != Some(&now.plan) {
+            bail!(
+                "{} has changed since its plan was shown, or a guest of it is on another node: nothing \
+                 was changed; run the same again and look at the plan\n{}",
+                job.report.node,
+                now.plan
+            );
+        }
+        job.prepared = Some(now);
+    }
+    Ok(())
 }
 
 /// Fails where not one node can be looked at: then nothing can be shown, and nothing done.
@@ -246,7 +314,9 @@ fn apply_here(home: &Home, ui: &Ui, force: bool, job: &mut Job) {
     let spinner = ui.spinner(&format!("restoring {}", job.report.node));
     let progress = |_: usize, what: &str| spinner.set_message(what.to_owned());
     let outcome = &mut job.report.outcome;
-    let done = steps::apply(home, prepared, force, &progress, outcome);
+    let aside = prepared.leaves.as_ref();
+    let aside = aside.map_or(Ok(()), |name| membership::put_certificate_aside(home, name));
+    let done = aside.and_then(|()| steps::apply(home, prepared, force, &progress, outcome));
     spinner.finish_and_clear();
     job.report.error = done.err().map(|error| format!("{error:#}"));
 }
@@ -259,20 +329,8 @@ fn options(args: &ClusterRestoreArgs) -> Options {
         force: args.force,
         create_volumes: args.create_volumes,
         start_guests: args.start_guests,
+        elsewhere: BTreeMap::new(),
     }
-}
-
-/// Told before a node is touched, not after.
-fn refuse_to_replace(db: &Db, force: bool) -> Result<()> {
-    let rows = db.dump(&mut std::io::sink())?.rows();
-    if rows > 0 && !force {
-        bail!(
-            "{} holds {rows} rows: nothing was changed; give --skip-database to restore the nodes \
-             only, or --force to replace them too (a copy of them is kept)",
-            db.place()
-        );
-    }
-    Ok(())
 }
 
 /// Asks on a terminal; elsewhere --yes says it.
@@ -282,7 +340,10 @@ fn confirm(jobs: &[Job], database: bool) -> Result<()> {
     if database {
         what.push("then the database");
     }
-    let what = what.join(", ");
+    agree(&what.join(", "))
+}
+
+fn agree(what: &str) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         bail!(
             "nothing was changed: nobody can be asked here; look at the plan, then give --yes to \

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use vmtwin_cluster::plan::{Action, Item, Plan};
 
 use super::super::restore::RestoreReport;
+use super::database::DatabasePlan;
 use crate::{EXIT_FAILED, EXIT_WARNINGS};
 
 /// What a restore did.
@@ -15,12 +16,17 @@ pub(crate) struct ClusterRestoreReport {
     pub(crate) dry_run: bool,
     /// By the names of the backup.
     pub(crate) nodes: Vec<NodeRestoreReport>,
+    /// What was to be done with the database, where it belongs to the restore.
+    pub(crate) database_plan: Option<DatabasePlan>,
     /// What was there before.
     pub(crate) safety_backup: Option<PathBuf>,
     /// The database, where it was restored.
     pub(crate) database: Option<RestoreReport>,
     /// Why it was not.
     pub(crate) database_error: Option<String>,
+    /// What is to be done now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What it did on one node.
@@ -142,6 +148,19 @@ impl NodeRestoreReport {
 }
 
 impl ClusterRestoreReport {
+    /// Nothing is known yet.
+    pub(super) fn new(dry_run: bool) -> ClusterRestoreReport {
+        ClusterRestoreReport {
+            dry_run,
+            nodes: Vec::new(),
+            database_plan: None,
+            safety_backup: None,
+            database: None,
+            database_error: None,
+            warnings: Vec::new(),
+        }
+    }
+
     /// Whether something failed that was tried.
     pub(crate) fn is_failed(&self) -> bool {
         self.database_error.is_some() || self.nodes.iter().any(NodeRestoreReport::is_failed)
@@ -149,7 +168,8 @@ impl ClusterRestoreReport {
 
     pub(crate) fn exit_code(&self) -> i32 {
         let warned = self.database.as_ref();
-        let warned = warned.is_some_and(|database| !database.warnings.is_empty());
+        let warned = warned.is_some_and(|database| !database.warnings.is_empty())
+            || !self.warnings.is_empty();
         let whole = self.nodes.iter().all(NodeRestoreReport::is_whole);
         match (self.is_failed(), whole && !warned) {
             (true, _) => EXIT_FAILED,
@@ -168,6 +188,10 @@ impl ClusterRestoreReport {
             }
         }
         if self.dry_run {
+            let database = self.database_plan.as_ref();
+            if database.is_some_and(|database| database.rows > 0 && !database.is_same()) {
+                lines.push("the database is replaced only with --replace-database".to_owned());
+            }
             lines.push("nothing was changed (--dry-run)".to_owned());
             return lines.join("\n");
         }
@@ -186,6 +210,8 @@ impl ClusterRestoreReport {
         if let Some(why) = &self.database_error {
             lines.push(format!("NOT deployed: the database: {why}"));
         }
+        let warnings = self.warnings.iter();
+        lines.extend(warnings.map(|text| format!("warning: {text}")));
         let idle = |node: &NodeRestoreReport| node.outcome.deployed.is_empty();
         let missed = self.nodes.iter().any(|node| node.not_reached.is_some());
         if self.is_failed() || missed {

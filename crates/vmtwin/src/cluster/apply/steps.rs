@@ -171,7 +171,8 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// With the passwords of the backup, where they were opened; else with those that it has.
+    /// With the passwords of the backup, where they were opened and it had some; else with those that it
+    /// has: never with some of both.
     fn define(&self, name: &str, definition: &str) -> Result<()> {
         let now: Option<Domain> = match self.connection()?.domain(name) {
             Ok(domain) => Some(domain),
@@ -179,17 +180,19 @@ impl Host<'_> {
             Err(error) => return Err(error.into()),
         };
         let mut definition = Zeroizing::new(definition.to_owned());
-        if let Some(now) = now {
-            if !self.force && now.state()? != DomainState::ShutOff {
-                bail!("it runs now, and did not when the plan was made; nothing of it was changed");
-            }
-            keep(&mut definition, &Zeroizing::new(now.definition()?));
-        }
         let then = self
             .secrets
             .and_then(|secrets| secrets.definitions.get(name));
-        if let Some(then) = then {
-            keep(&mut definition, then);
+        if let Some(now) = &now
+            && !self.force
+            && now.state()? != DomainState::ShutOff
+        {
+            bail!("it runs now, and did not when the plan was made; nothing of it was changed");
+        }
+        match (then, now) {
+            (Some(then), _) => keep(&mut definition, then),
+            (None, Some(now)) => keep(&mut definition, &Zeroizing::new(now.definition()?)),
+            (None, None) => {}
         }
         self.connection()?.define_domain(&definition)?;
         Ok(())

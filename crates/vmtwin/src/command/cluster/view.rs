@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use vmtwin_cluster::manifest::{HeldSecrets, Manifest, Node, NodeState, Sealed};
-use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Objects};
+use vmtwin_cluster::node::{InterfaceKind, NodeDocument, Object, Objects};
 use vmtwin_cluster::{Archive, EntryPath, NodeName};
 
 use super::at;
@@ -35,6 +35,17 @@ pub(super) fn read_nodes(
     Ok((manifest, documents))
 }
 
+/// Text of a file that comes from anywhere: other control characters than these would act on the
+/// terminal.
+pub(super) fn plain(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\n' | '\t' => c,
+        c if c.is_control() => '?',
+        c => c,
+    };
+    text.chars().map(plain).collect()
+}
+
 pub(super) fn mapping_view(ui: &Ui, documents: &[NodeDocument]) -> Result<()> {
     let nodes = documents.iter().map(|document| {
         let chains = vmtwin_cluster::chains(document);
@@ -50,7 +61,7 @@ pub(super) fn mapping_view(ui: &Ui, documents: &[NodeDocument]) -> Result<()> {
                 format!("  {guest} {device} -> {}", chain.links.join(" -> "))
             }));
         }
-        lines.join("\n")
+        plain(&lines.join("\n"))
     })
 }
 
@@ -72,7 +83,7 @@ pub(super) fn view(
             lines.push(String::new());
             lines.extend(document_lines(document, kind, detail));
         }
-        lines.join("\n")
+        plain(&lines.join("\n"))
     })
 }
 
@@ -162,6 +173,22 @@ fn hardware_lines(document: &NodeDocument, detail: bool) -> Vec<String> {
         ),
         format!("  memory     {} MiB", hardware.memory.bytes >> 20),
     ];
+    if detail {
+        let id = hardware.host.machine_id.as_deref().unwrap_or("?");
+        let board = hardware.host.board.as_deref().unwrap_or("?");
+        let kernel = &hardware.host.kernel;
+        lines.push(format!(
+            "  host       machine-id {id}, {board}, kernel {kernel}"
+        ));
+        lines.extend(hardware.numa_nodes.iter().map(|node| {
+            let memory_mib = node.memory_bytes.unwrap_or(0) >> 20;
+            let processors = &node.processors;
+            format!(
+                "  numa-node  {} processors {processors}, {memory_mib} MiB",
+                node.id
+            )
+        }));
+    }
     for pci in &hardware.pci {
         let driver = pci.driver.as_deref().unwrap_or("-");
         let mut line = format!("  pci        {} {} {driver}", pci.address, pci.id);
@@ -185,8 +212,8 @@ fn hardware_lines(document: &NodeDocument, detail: bool) -> Vec<String> {
         if interface.kind == InterfaceKind::Loopback && !detail {
             continue;
         }
-        let mut line =
-            format!("  interface  {} {:?}", interface.name, interface.kind).to_lowercase();
+        let kind = format!("{:?}", interface.kind).to_lowercase();
+        let mut line = format!("  interface  {} {kind}", interface.name);
         if let Some(master) = &interface.master {
             line += &format!(" in {master}");
         }
@@ -196,6 +223,17 @@ fn hardware_lines(document: &NodeDocument, detail: bool) -> Vec<String> {
         if detail {
             let address = interface.address.as_deref().unwrap_or("-");
             line += &format!(" {address} mtu {}", interface.mtu.unwrap_or(0));
+            if let Some(bridge) = &interface.bridge {
+                line += &format!(
+                    " stp {} vlan-filtering {}",
+                    bridge.stp, bridge.vlan_filtering
+                );
+            }
+            if let Some(bond) = &interface.bond {
+                let primary = bond.primary.as_deref().unwrap_or("-");
+                let every = bond.miimon_ms.unwrap_or(0);
+                line += &format!(" {} miimon {every} ms primary {primary}", bond.mode);
+            }
         }
         lines.push(line);
     }
@@ -207,7 +245,7 @@ fn object_lines(what: &str, objects: &Objects, detail: bool) -> Vec<String> {
     for object in &objects.objects {
         lines.push(format!("  {what}    {} {}", object.kind, object.name));
         if detail {
-            lines.push(object.definition.clone());
+            lines.extend(object_details(object));
         }
     }
     for setting in &objects.settings {
@@ -215,6 +253,25 @@ fn object_lines(what: &str, objects: &Objects, detail: bool) -> Vec<String> {
             "  {what}    setting {} = {}",
             setting.name, setting.value
         ));
+    }
+    lines
+}
+
+fn object_details(object: &Object) -> Vec<String> {
+    let said = |flag: Option<bool>| flag.map_or("-", |flag| if flag { "yes" } else { "no" });
+    let mut lines = vec![format!(
+        "    uuid {}, active {}, autostart {}",
+        object.uuid.as_deref().unwrap_or("-"),
+        said(object.active),
+        said(object.autostart)
+    )];
+    lines.push(object.definition.clone());
+    for part in &object.parts {
+        lines.push(format!("    {} {}", part.kind, part.name));
+        // UEFI variables are no text; what a guest was started with is long, and its definition is there.
+        if part.encoding.is_none() && part.kind != "live" && !part.content.is_empty() {
+            lines.push(part.content.clone());
+        }
     }
     lines
 }
