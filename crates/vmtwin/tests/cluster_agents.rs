@@ -15,7 +15,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::agents::{
-    Agent, Hostile, address, backup, first_node, joined, line, log, state, tls_of, token,
+    Agent, Hostile, address, backup, database_of, first_node, joined, line, log, state, tls_of,
+    token,
 };
 use common::{PATIENCE, Vmtwin, code, document, text, told};
 use serde_json::Value;
@@ -159,7 +160,7 @@ fn who_is_no_node_gets_nothing() {
     let url = server.database();
     let (one, _agent1) = first_node(&url);
     let (two, agent2) = joined(&one, "node2");
-    let row = line(&one, "node1");
+    let (row, row2) = (line(&one, "node1"), line(&one, "node2"));
     let ask = |who: Option<&Vmtwin>, path| status_of(&curl(&one, who, &row, path));
     assert_eq!(ask(Some(&two), "/v1/node/config"), "200");
     assert_eq!(ask(None, "/healthz"), "200");
@@ -176,6 +177,9 @@ fn who_is_no_node_gets_nothing() {
     one.ok(&["cluster", "node", "remove", "node2"]);
     assert_eq!(ask(Some(&two), "/v1/node/config"), "403");
     two.fails(&["cluster", "collect"], &["was removed"]);
+    // Its agent says so once, and goes on: it would be a node's again if that joined.
+    wait_for_beat(&two, "was removed from the cluster");
+    assert_eq!(status_of(&curl(&two, None, &row2, "/healthz")), "200");
     drop(agent2);
     two.fails(
         &[
@@ -477,4 +481,49 @@ fn a_database_that_goes_away_ends_no_agent() {
     };
     assert_eq!(files(), expected, "{}", told(&output));
     backup(&one, &["--require-all"]);
+}
+
+/// Waits for what an agent says when it beats, which it says once.
+fn wait_for_beat(node: &Vmtwin, what: &str) {
+    let begun = Instant::now();
+    while !log(node).contains(what) {
+        assert!(begun.elapsed() < 2 * PATIENCE, "{what}: {}", log(node));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(log(node).matches(what).count(), 1);
+}
+
+#[test]
+fn a_database_that_was_lost_ends_no_agent() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = database_of(&url);
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (three, _agent3) = joined(&one, "node3");
+    let report = backup(&one, &["--require-all"]);
+    let node2 = address(&one, "node2");
+    let lost = "the cluster's database does not know this node";
+
+    server.sql(database, "DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+    // Whoever opens it makes it anew.
+    one.ok(&["catalog", "show"]);
+    // Also one that starts only now.
+    agent2.end();
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    for node in [&one, &two, &three] {
+        wait_for_beat(node, lost);
+    }
+    let checks = two.run(&["doctor", "--json"]);
+    assert!(
+        told(&checks).contains("does not know it"),
+        "{}",
+        told(&checks)
+    );
+
+    let file = report["file"].as_str().unwrap();
+    one.ok(&["cluster", "restore", file, "--only-database"]);
+    for node in [&one, &two, &three] {
+        backup(node, &["--require-all"]);
+    }
 }

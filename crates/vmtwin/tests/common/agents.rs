@@ -67,6 +67,11 @@ pub(crate) fn first_node(url: &str) -> (Vmtwin, Agent) {
     (node, agent)
 }
 
+/// The name of the database of a URL.
+pub(crate) fn database_of(url: &str) -> &str {
+    url.split('?').next().unwrap().rsplit('/').next().unwrap()
+}
+
 pub(crate) fn token(issuer: &Vmtwin, ttl: &str) -> String {
     let shown = issuer.json(&["cluster", "token", "--ttl", ttl]);
     shown["token"].as_str().unwrap().to_owned()
