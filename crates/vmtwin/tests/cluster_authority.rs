@@ -11,9 +11,10 @@
 mod common;
 
 use common::agents::{
-    Agent, address, backup, first_node, joined, log, state, tls_of, token, wait_for,
+    Agent, address, backup, database_of, first_node, joined, line, log, state, tls_of, token,
+    wait_for,
 };
-use common::document;
+use common::{code, document, told};
 use time::OffsetDateTime;
 use vmtwin_testkit::Postgres;
 
@@ -21,7 +22,7 @@ use vmtwin_testkit::Postgres;
 fn certificates_are_renewed_before_they_end() {
     let server = Postgres::shared();
     let url = server.database();
-    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let database = database_of(&url);
     let (one, agent1) = first_node(&url);
     let (two, agent2) = joined(&one, "node2");
     let (_three, _agent3) = joined(&one, "node3");
@@ -104,6 +105,73 @@ fn a_lost_authority_is_made_anew() {
     let _agent1 = Agent::start(&one, &node1, &[]);
     let report = backup(&one, &["--node-timeout", "5"]);
     assert_eq!(state(&report, "node2"), "missing", "{report}");
+    agent2.end();
+    two.ok(&["cluster", "join", &token(&one, "5m"), "--node", "node2"]);
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    backup(&one, &["--require-all"]);
+    backup(&two, &["--require-all"]);
+}
+
+#[test]
+fn the_authoritys_own_node_signs_itself_in_again() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = database_of(&url);
+    let (one, _agent1) = first_node(&url);
+    let (two, _agent2) = joined(&one, "node2");
+    let report = backup(&one, &["--require-all"]);
+    let file = report["file"].as_str().unwrap();
+    let answers = |times: usize| log(&one).matches("answers at").count() == times;
+
+    // A database of before the last renewal, and no key any more to the certificate that it knows.
+    for (number, again) in [&["renew"][..], &["create", "lab"]].into_iter().enumerate() {
+        one.ok(&["cluster", "renew", "--force"]);
+        wait_for("the agent takes it up", || answers(2 * number + 2));
+        one.ok(&["cluster", "restore", file, "--only-database", "--force"]);
+        let report = backup(&one, &["--node-timeout", "5"]);
+        assert_eq!(state(&report, "node2"), "last-known", "{report}");
+        let doctor = one.run(&["doctor", "--json"]);
+        assert!(told(&doctor).contains("vmtwin cluster renew"));
+
+        one.ok(&[&["cluster"], again].concat());
+        wait_for("the agent takes it up", || answers(2 * number + 3));
+        backup(&one, &["--require-all"]);
+        backup(&two, &["--require-all"]);
+    }
+    // Another node's key makes no certificates.
+    two.ok(&["cluster", "renew", "--force"]);
+    one.ok(&["cluster", "restore", file, "--only-database", "--force"]);
+    for again in [&["renew"][..], &["create", "lab"]] {
+        two.fails(&[&["cluster"], again].concat(), &["does not count"]);
+    }
+
+    // No certificate counts, as where a new authority came no further.
+    let revoke = "UPDATE node_certificate SET revoked_at = issued_at";
+    server.sql(database, revoke);
+    let before = log(&one).matches("answers at").count();
+    one.ok(&["cluster", "create", "lab"]);
+    wait_for("the agent takes it up", || answers(before + 1));
+    assert_eq!(line(&one, "node1")["up"], true);
+}
+
+#[test]
+fn a_new_authority_that_was_interrupted_is_taken_up() {
+    let url = Postgres::shared().database();
+    let (one, agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (node1, node2) = (address(&one, "node1"), address(&one, "node2"));
+    std::fs::remove_file(one.home().join("cluster-authority.json")).unwrap();
+    let anew = ["cluster", "create", "lab", "--new-authority"];
+    let died = one
+        .command(&anew)
+        .env("VMTWIN_FAILPOINT", "authority-replaced=kill")
+        .output()
+        .unwrap();
+    assert_ne!(code(&died), 0);
+    one.fails(&anew, &["the same without --new-authority"]);
+    one.ok(&["cluster", "create", "lab"]);
+    agent1.end();
+    let _agent1 = Agent::start(&one, &node1, &[]);
     agent2.end();
     two.ok(&["cluster", "join", &token(&one, "5m"), "--node", "node2"]);
     let _agent2 = Agent::start(&two, &node2, &[]);

@@ -144,8 +144,8 @@ fn certificate(home: &Home, db: &Db) -> Result<Vec<Check>> {
     };
     let fingerprint = credentials.fingerprint()?;
     let end = db.run(async |c| c.certificate_end(&fingerprint).await)?;
-    let mend = "on another node: vmtwin cluster node remove NAME, then vmtwin cluster token; here: \
-                vmtwin cluster join TOKEN";
+    let mend = "on the node with the authority's key: vmtwin cluster renew; elsewhere, on another node: \
+                vmtwin cluster node remove NAME, then vmtwin cluster token; here: vmtwin cluster join TOKEN";
     let left = end.map(|end| (end.date(), end - OffsetDateTime::now_utc()));
     Ok(vec![match left {
         Some((date, left)) if left > SOON => Check::ok(WHAT, format!("counts until {date}")),
