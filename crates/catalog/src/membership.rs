@@ -44,16 +44,26 @@ impl Catalog {
         Ok(pem.to_owned())
     }
 
-    /// Puts the certificate of a new authority in the place of a lost one's. No certificate that the old
-    /// one signed counts any more.
-    pub async fn replace_authority(&self, pem: &str) -> Result<()> {
+    /// Puts the certificate of a new authority in the place of a lost one's, and notes the first that it
+    /// signed, of `node`. No certificate that the old one signed counts any more. [`Error::NodeRemoved`] if
+    /// `node` is none, by now.
+    pub async fn replace_authority(
+        &self,
+        pem: &str,
+        node: &NodeId,
+        certificate: (&str, OffsetDateTime),
+    ) -> Result<()> {
         let mut write = self.write().await?;
+        if !is_member(&mut write, node).await? {
+            return Err(Error::NodeRemoved);
+        }
         setting::set(&mut write, AUTHORITY, pem).await?;
         query("UPDATE node_certificate SET revoked_at = $1 WHERE revoked_at IS NULL")
             .bind(timestamp::to_text(timestamp::now()))
             .execute(&mut write)
             .await
             .map_err(database("revoke certificates"))?;
+        put_certificate(&mut write, node, certificate).await?;
         self.commit(write).await
     }
 
@@ -89,7 +99,7 @@ impl Catalog {
         let mut write = self.write().await?;
         let user = format!("{key} {}", node.id);
         match used_by(&mut write, hash).await? {
-            Some(before) if before == user && !was_removed(&mut write, &node.id).await? => {}
+            Some(before) if before == user && has_certificate(&mut write, &node.id).await? => {}
             Some(_) => return Err(Error::Token),
             // A node that is in the cluster keeps its identity from whoever else holds a token.
             None if has_certificate(&mut write, &node.id).await? => {
@@ -118,12 +128,7 @@ impl Catalog {
         certificate: (&str, OffsetDateTime),
     ) -> Result<()> {
         let mut write = self.write().await?;
-        let row = query("SELECT id FROM node WHERE id = $1")
-            .bind(node.as_str())
-            .fetch_optional(&mut write)
-            .await
-            .map_err(database("look for a node"))?;
-        if row.is_none() {
+        if !is_member(&mut write, node).await? {
             return Err(Error::NodeRemoved);
         }
         put_certificate(&mut write, node, certificate).await?;
@@ -195,14 +200,27 @@ pub(crate) async fn revoke(write: &mut Session, node: &NodeId) -> Result<()> {
     Ok(())
 }
 
-/// Whether a node was removed, and not let in again.
+/// Whether a node was removed, and not let in again. One that is there is not removed, whatever its
+/// certificates are worth: a new authority may have ended them.
 pub(crate) async fn was_removed(write: &mut Session, node: &NodeId) -> Result<bool> {
+    if is_member(write, node).await? {
+        return Ok(false);
+    }
     let row = query("SELECT fingerprint FROM node_certificate WHERE node = $1")
         .bind(node.as_str())
-        .fetch_optional(&mut *write)
+        .fetch_optional(write)
         .await
         .map_err(database("look for certificates"))?;
-    Ok(row.is_some() && !has_certificate(write, node).await?)
+    Ok(row.is_some())
+}
+
+async fn is_member(write: &mut Session, node: &NodeId) -> Result<bool> {
+    let row = query("SELECT id FROM node WHERE id = $1")
+        .bind(node.as_str())
+        .fetch_optional(write)
+        .await
+        .map_err(database("look for a node"))?;
+    Ok(row.is_some())
 }
 
 async fn has_certificate(write: &mut Session, node: &NodeId) -> Result<bool> {

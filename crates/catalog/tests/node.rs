@@ -145,6 +145,41 @@ async fn a_token_lets_one_key_in_and_a_removed_node_stays_out() {
 }
 
 #[tokio::test]
+async fn a_new_authority_ends_all_certificates_but_the_first_of_its_own() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    catalog.keep_authority("old").await.unwrap();
+    let (one, two) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    let soon = OffsetDateTime::now_utc() + Duration::hours(1);
+    for (id, name) in [(&one, "n1"), (&two, "n2")] {
+        catalog.join_node(&node(id, name, name, "1")).await.unwrap();
+        catalog.add_certificate(id, (name, soon)).await.unwrap();
+    }
+    let stranger = NodeId::random().unwrap();
+    let refused = catalog
+        .replace_authority("new", &stranger, ("c", soon))
+        .await;
+    assert!(matches!(refused, Err(Error::NodeRemoved)), "{refused:?}");
+    assert_eq!(catalog.authority().await.unwrap().as_deref(), Some("old"));
+
+    let done = catalog.replace_authority("new", &one, ("c", soon)).await;
+    done.unwrap();
+    assert_eq!(catalog.authority().await.unwrap().as_deref(), Some("new"));
+    for (certificate, state) in [
+        ("n1", CertificateState::Revoked),
+        ("n2", CertificateState::Revoked),
+        ("c", CertificateState::Valid(one.clone())),
+    ] {
+        assert_eq!(catalog.certificate(certificate).await.unwrap(), state);
+    }
+    // It has to join again, but was not removed.
+    let there = catalog.join_node(&node(&two, "n2", "n2", "1")).await;
+    there.unwrap();
+    catalog.check().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_vm_is_on_a_node_until_that_is_removed() {
     let fresh = fresh().await;
     let catalog = &fresh.catalog;

@@ -16,13 +16,15 @@
 mod named;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tempfile::{NamedTempFile, PersistError};
 use vmtwin_repository::{Location, Password, Repository, S3Files, Store, StoreOptions};
 
 use crate::cancel::Cancel;
@@ -369,18 +371,30 @@ fn private_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the folder {}", dir.display()))
 }
 
+/// Writes a file for this user alone, over one that is there: under its name there is all of the old one
+/// or all of the new one, of one writer, whoever else writes it at the same time.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
+    publish_private(path, bytes, |file| file.persist(path))
+}
+
+/// Writes a file that is not there, for this user alone: under its name there is all of it or nothing.
+pub(crate) fn write_new_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    publish_private(path, bytes, |file| file.persist_noclobber(path))
+}
+
+/// Writes a file of a name of its own beside `path`, which goes away with any error, and has `persist` give
+/// it its name.
+fn publish_private(
+    path: &Path,
+    bytes: &[u8],
+    persist: impl FnOnce(NamedTempFile) -> Result<File, PersistError>,
+) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&partial)?;
+        // For this user alone (0600), as all that this library makes.
+        let mut file = NamedTempFile::new_in(folder_of(path))?;
         file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)?;
+        file.as_file().sync_all()?;
+        persist(file)?;
         sync_folder(path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
@@ -388,24 +402,12 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes the name of a file outlive a power cut.
 fn sync_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder_of(path))?.sync_all()
+    File::open(folder_of(path))?.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     folder.unwrap_or(Path::new("."))
-}
-
-/// Writes a file that is not there, for this user alone: under its name there is all of it or nothing.
-pub(crate) fn write_new_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path)?;
-        sync_folder(path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first line of a file.
@@ -452,4 +454,35 @@ pub(crate) fn make_password() -> Result<String> {
         .map(|c| String::from_utf8_lossy(c).into_owned())
         .collect();
     Ok(groups.join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_private_file_is_one_writers_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let texts = [vec![b'a'; 300_000], vec![b'b'; 3]];
+        std::thread::scope(|scope| {
+            for text in &texts {
+                let path = &path;
+                scope.spawn(move || (0..50).for_each(|_| write_private(path, text).unwrap()));
+            }
+        });
+        assert!(texts.contains(&std::fs::read(&path).unwrap()));
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // What cannot be put there leaves nothing beside it.
+        write_new_private(&path, b"c").unwrap_err();
+        let taken = folder.path().join("taken");
+        std::fs::create_dir(&taken).unwrap();
+        write_private(&taken, b"c").unwrap_err();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 }

@@ -11,106 +11,16 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::agents::{
+    Agent, Hostile, address, backup, database_of, first_node, joined, line, log, state, tls_of,
+    token,
+};
 use common::{PATIENCE, Vmtwin, code, document, text, told};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use vmtwin_server::{Credentials, Limits, Listener};
 use vmtwin_testkit::Postgres;
-
-/// A running agent. It is killed with this value.
-struct Agent(Child);
-
-impl Agent {
-    fn start(vmtwin: &Vmtwin, listen: &str, more: &[(&str, &str)]) -> Agent {
-        let child = vmtwin
-            .command(&["serve", "--listen", "127.0.0.1:0", "--agent-listen", listen])
-            .envs(more.iter().copied())
-            .stderr(std::fs::File::create(vmtwin.path("agent.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let agent = Agent(child);
-        let begun = Instant::now();
-        while !log(vmtwin).contains("answers at") {
-            assert!(begun.elapsed() < PATIENCE, "{}", log(vmtwin));
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        agent
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    /// Ends it as a service manager does.
-    fn end(mut self) {
-        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn log(vmtwin: &Vmtwin) -> String {
-    std::fs::read_to_string(vmtwin.path("agent.log")).unwrap_or_default()
-}
-
-fn first_node(url: &str) -> (Vmtwin, Agent) {
-    let node = Vmtwin::new();
-    node.ok(&[
-        "cluster",
-        "create",
-        "lab",
-        "--database",
-        url,
-        "--node",
-        "node1",
-    ]);
-    let agent = Agent::start(&node, "127.0.0.1:0", &[]);
-    (node, agent)
-}
-
-fn token(issuer: &Vmtwin, ttl: &str) -> String {
-    let shown = issuer.json(&["cluster", "token", "--ttl", ttl]);
-    shown["token"].as_str().unwrap().to_owned()
-}
-
-fn joined(issuer: &Vmtwin, name: &str) -> (Vmtwin, Agent) {
-    let node = Vmtwin::new();
-    node.ok(&["cluster", "join", &token(issuer, "5m"), "--node", name]);
-    let agent = Agent::start(&node, "127.0.0.1:0", &[]);
-    (node, agent)
-}
-
-fn address(asker: &Vmtwin, name: &str) -> String {
-    line(asker, name)["address"].as_str().unwrap().to_owned()
-}
-
-fn line(asker: &Vmtwin, name: &str) -> Value {
-    let nodes = asker.json(&["cluster", "nodes"]);
-    let mut lines = nodes.as_array().unwrap().iter();
-    lines.find(|line| line["name"] == name).unwrap().clone()
-}
-
-fn backup(node: &Vmtwin, more: &[&str]) -> Value {
-    let output = node.run(&[&["cluster", "backup", "--json"], more].concat());
-    assert!(matches!(code(&output), 0 | 3), "{}", told(&output));
-    document(&output)
-}
-
-fn state<'a>(report: &'a Value, name: &str) -> &'a str {
-    let mut nodes = report["nodes"].as_array().unwrap().iter();
-    let node = nodes.find(|node| node["name"] == name).unwrap();
-    node["state"].as_str().unwrap()
-}
 
 /// Stock curl asks an agent, with the certificate of a home folder or with none.
 fn curl(of: &Vmtwin, credentials: Option<&Vmtwin>, asked: &Value, path: &str) -> Output {
@@ -250,7 +160,7 @@ fn who_is_no_node_gets_nothing() {
     let url = server.database();
     let (one, _agent1) = first_node(&url);
     let (two, agent2) = joined(&one, "node2");
-    let row = line(&one, "node1");
+    let (row, row2) = (line(&one, "node1"), line(&one, "node2"));
     let ask = |who: Option<&Vmtwin>, path| status_of(&curl(&one, who, &row, path));
     assert_eq!(ask(Some(&two), "/v1/node/config"), "200");
     assert_eq!(ask(None, "/healthz"), "200");
@@ -267,6 +177,9 @@ fn who_is_no_node_gets_nothing() {
     one.ok(&["cluster", "node", "remove", "node2"]);
     assert_eq!(ask(Some(&two), "/v1/node/config"), "403");
     two.fails(&["cluster", "collect"], &["was removed"]);
+    // Its agent says so once, and goes on: it would be a node's again if that joined.
+    wait_for_beat(&two, "was removed from the cluster");
+    assert_eq!(status_of(&curl(&two, None, &row2, "/healthz")), "200");
     drop(agent2);
     two.fails(
         &[
@@ -353,57 +266,6 @@ fn assert_private(path: &Path) {
     assert_eq!(mode & 0o777, 0o600, "{}", path.display());
 }
 
-/// What answers in the place of a node's agent, with its certificate.
-struct Hostile {
-    end: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Hostile {
-    fn start(of: &Vmtwin, address: &str, router: axum::Router) -> Hostile {
-        let text = std::fs::read(of.home().join("node-tls.json")).unwrap();
-        let tls: Value = serde_json::from_slice(&text).unwrap();
-        let pem = |key: &str| tls[key].as_str().unwrap().to_owned();
-        let credentials = Credentials {
-            certificate: pem("certificate"),
-            key: pem("key").into(),
-            authority: pem("authority"),
-        };
-        let address = address.parse().unwrap();
-        let (end, ended) = tokio::sync::oneshot::channel();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(async {
-                let limits = Limits {
-                    grace: Duration::from_secs(1),
-                    ..Limits::default()
-                };
-                let listener = Listener::bind(address, &credentials, limits);
-                let listener = listener.await.unwrap();
-                ready.send(()).unwrap();
-                let until = async {
-                    let _ = ended.await;
-                };
-                listener.serve(router, until).await;
-            });
-        });
-        is_ready.recv().unwrap();
-        Hostile {
-            end: Some(end),
-            thread: Some(thread),
-        }
-    }
-}
-
-impl Drop for Hostile {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        // The next one takes its place.
-        let _ = self.thread.take().map(std::thread::JoinHandle::join);
-    }
-}
-
 /// A plan that writes to the terminal, with something to do, and what comes of it.
 fn hostile_plan(status: Value) -> axum::Router {
     use axum::routing::post;
@@ -458,7 +320,7 @@ fn answers_of_a_hostile_agent_are_refused() {
         "--json",
     ];
     for router in routers {
-        let _hostile = Hostile::start(&two, &address, router);
+        let _hostile = Hostile::start(&tls_of(&two), &address, router);
         let report = backup(&one, &["--node-timeout", "20"]);
         assert_eq!(state(&report, "node2"), "last-known", "{report}");
         let output = one.run(&restore);
@@ -472,7 +334,7 @@ fn answers_of_a_hostile_agent_are_refused() {
         "id": other, "state": "ended", "done": 0, "total": 0, "what": "", "error": null,
         "outcome": {"deployed": ["network lan"], "not_deployed": []},
     });
-    let _hostile = Hostile::start(&two, &address, hostile_plan(status));
+    let _hostile = Hostile::start(&tls_of(&two), &address, hostile_plan(status));
     let output = one.run(&restore);
     assert_eq!(code(&output), 1, "{}", told(&output));
     assert!(!told(&output).contains(['\u{1b}', '\u{7}']));
@@ -501,7 +363,7 @@ fn secrets_of_a_hostile_agent(one: &Vmtwin, two: &Vmtwin, address: &str, file: &
         let router = axum::Router::new()
             .route("/v1/node/config", axum::routing::get(async || document))
             .route("/v1/node/secrets", axum::routing::post(async || given));
-        let _hostile = Hostile::start(two, address, router);
+        let _hostile = Hostile::start(&tls_of(two), address, router);
         let output = one.run(&[&["cluster", "backup"], &with[..]].concat());
         assert_eq!(code(&output), 3, "{}", told(&output));
         assert!(!told(&output).contains('\u{1b}'), "{}", told(&output));
@@ -534,111 +396,6 @@ fn secrets_of_a_hostile_agent(one: &Vmtwin, two: &Vmtwin, address: &str, file: &
 fn document_of(output: &Output) -> Value {
     assert!(matches!(code(output), 0 | 3), "{}", told(output));
     document(output)
-}
-
-fn tls_of(node: &Vmtwin) -> Value {
-    let text = std::fs::read(node.home().join("node-tls.json")).unwrap();
-    serde_json::from_slice(&text).unwrap()
-}
-
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-#[test]
-fn certificates_are_renewed_before_they_end() {
-    let server = Postgres::shared();
-    let url = server.database();
-    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
-    let (one, agent1) = first_node(&url);
-    let (two, agent2) = joined(&one, "node2");
-    let (_three, _agent3) = joined(&one, "node3");
-    let early = two.json(&["cluster", "renew"]);
-    assert_eq!(early["renewed"], false, "{early}");
-    let id = server.sql(database, "SELECT id FROM node WHERE name = 'node2'");
-    let mine = format!("FROM node_certificate WHERE node = '{id}' AND revoked_at IS NULL");
-    let count = || server.sql(database, &format!("SELECT count(*) {mine}"));
-    assert_eq!(count(), "1");
-
-    // By hand; the agent takes it up while it runs, and the old one may go.
-    let old = tls_of(&two);
-    let renewed = two.json(&["cluster", "renew", "--force"]);
-    assert_eq!(renewed["renewed"], true, "{renewed}");
-    assert_eq!(count(), "2");
-    assert_ne!(tls_of(&two)["key"], old["key"]);
-    let answers = |times: usize| log(&two).matches("answers at").count() == times;
-    wait_for("the agent takes it up", || answers(2));
-    server.sql(
-        database,
-        &format!(
-            "UPDATE node_certificate SET revoked_at = issued_at WHERE fingerprint = \
-             (SELECT fingerprint {mine} ORDER BY issued_at LIMIT 1)"
-        ),
-    );
-    backup(&two, &["--require-all"]);
-    backup(&one, &["--require-all"]);
-
-    // By itself, when the end is near. It needs the authority, and says so where that is away.
-    let node1 = address(&two, "node1");
-    agent1.end();
-    let near = "2027-01-01T00:00:00.000000Z";
-    server.sql(
-        database,
-        &format!("UPDATE node_certificate SET expires_at = '{near}' WHERE node = '{id}'"),
-    );
-    let checks = document(&two.run(&["doctor", "--json"]));
-    let check = |what: &str| {
-        let mut all = checks.as_array().unwrap().iter();
-        all.find(|check| check["what"] == what).unwrap()["found"].to_string()
-    };
-    assert!(check("certificate").contains("2027-01-01"), "{checks}");
-    assert!(check("host name").contains("node"), "{checks}");
-    let away = two.fails(&["cluster", "renew"], &["must run `vmtwin serve`"]);
-    assert!(
-        away.contains("the authority's key is not on this node"),
-        "{away}"
-    );
-    let _agent1 = Agent::start(&one, &node1, &[]);
-    let node2 = address(&one, "node2");
-    agent2.end();
-    let _agent2 = Agent::start(&two, &node2, &[]);
-    wait_for("it renews by itself", || answers(2));
-    assert_eq!(two.json(&["cluster", "renew"])["renewed"], false);
-    backup(&one, &["--require-all"]);
-
-    // Who was put out gets none.
-    one.ok(&["cluster", "node", "remove", "node2"]);
-    two.fails(&["cluster", "renew", "--force"], &["does not count"]);
-}
-
-#[test]
-fn a_lost_authority_is_made_anew() {
-    let url = Postgres::shared().database();
-    let (one, agent1) = first_node(&url);
-    let (two, agent2) = joined(&one, "node2");
-    let (node1, node2) = (address(&one, "node1"), address(&one, "node2"));
-    let file = one.home().join("cluster-authority.json");
-    one.fails(
-        &["cluster", "create", "lab", "--new-authority"],
-        &["no new one"],
-    );
-    std::fs::remove_file(&file).unwrap();
-    one.fails(&["cluster", "token"], &["authority"]);
-
-    one.ok(&["cluster", "create", "lab", "--new-authority"]);
-    agent1.end();
-    let _agent1 = Agent::start(&one, &node1, &[]);
-    let report = backup(&one, &["--node-timeout", "5"]);
-    assert_eq!(state(&report, "node2"), "missing", "{report}");
-    agent2.end();
-    two.ok(&["cluster", "join", &token(&one, "5m"), "--node", "node2"]);
-    let _agent2 = Agent::start(&two, &node2, &[]);
-    backup(&one, &["--require-all"]);
-    backup(&two, &["--require-all"]);
 }
 
 #[test]
@@ -724,4 +481,49 @@ fn a_database_that_goes_away_ends_no_agent() {
     };
     assert_eq!(files(), expected, "{}", told(&output));
     backup(&one, &["--require-all"]);
+}
+
+/// Waits for what an agent says when it beats, which it says once.
+fn wait_for_beat(node: &Vmtwin, what: &str) {
+    let begun = Instant::now();
+    while !log(node).contains(what) {
+        assert!(begun.elapsed() < 2 * PATIENCE, "{what}: {}", log(node));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(log(node).matches(what).count(), 1);
+}
+
+#[test]
+fn a_database_that_was_lost_ends_no_agent() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = database_of(&url);
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let (three, _agent3) = joined(&one, "node3");
+    let report = backup(&one, &["--require-all"]);
+    let node2 = address(&one, "node2");
+    let lost = "the cluster's database does not know this node";
+
+    server.sql(database, "DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+    // Whoever opens it makes it anew.
+    one.ok(&["catalog", "show"]);
+    // Also one that starts only now.
+    agent2.end();
+    let _agent2 = Agent::start(&two, &node2, &[]);
+    for node in [&one, &two, &three] {
+        wait_for_beat(node, lost);
+    }
+    let checks = two.run(&["doctor", "--json"]);
+    assert!(
+        told(&checks).contains("does not know it"),
+        "{}",
+        told(&checks)
+    );
+
+    let file = report["file"].as_str().unwrap();
+    one.ok(&["cluster", "restore", file, "--only-database"]);
+    for node in [&one, &two, &three] {
+        backup(node, &["--require-all"]);
+    }
 }

@@ -35,6 +35,7 @@ use vmtwin_server::{Credentials, Limits, Listener, PeerCertificate, Problem};
 
 use super::membership::{self, JoinRequest};
 use super::node::{Identity, collect};
+use super::presence::Presence;
 use super::renewal;
 use super::restoring::{self, Restores};
 use super::secrets;
@@ -44,8 +45,6 @@ use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
 
-/// How often a node says that it is there.
-const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often it looks whether it has a new certificate.
 const FILE_LOOK: Duration = Duration::from_secs(5);
 /// How long libvirt may take to count guests.
@@ -100,8 +99,7 @@ pub(crate) fn is_wanted(home: &Home) -> Result<bool> {
     Ok(membership::credentials(home)?.is_some())
 }
 
-/// Runs the agent until a signal ends it, or until the node is removed. `begun` is set when it
-/// answers.
+/// Runs the agent until a signal ends it. `begun` is set when it answers.
 pub(crate) fn serve(
     home: &Home,
     ui: &Ui,
@@ -134,15 +132,6 @@ pub(crate) fn serve(
     served
 }
 
-/// Why a listener ends.
-enum End {
-    /// Somebody asked for it.
-    Asked,
-    Removed(anyhow::Error),
-    /// This node has a new certificate.
-    Renewed(Box<Credentials>),
-}
-
 /// Serves until the end; with a new certificate on the same address.
 async fn serve_on(
     agent: &Shared,
@@ -152,32 +141,31 @@ async fn serve_on(
     mut credentials: Credentials,
     begun: &AtomicBool,
 ) -> Result<()> {
-    let mut listen = args.agent_listen;
+    let mut listener = Listener::bind(args.agent_listen, &credentials, Limits::default()).await?;
+    let listen = listener.address().unwrap_or(args.agent_listen);
+    let address = advertised(agent, args, listen)?;
+    let mut presence = Presence::begin(agent, &address).await?;
     loop {
-        let listener = Listener::bind(listen, &credentials, Limits::default()).await?;
-        listen = listener.address().unwrap_or(listen);
-        let address = advertised(agent, args, listen)?;
-        see(agent, &address).await?;
         ui.note(&format!(
             "{}: the agent answers at {address}",
             agent.identity.name
         ));
         begun.store(true, Ordering::Relaxed);
-        let mut why = End::Asked;
+        let mut renewed = None;
         let end = async {
             tokio::select! {
                 () = until_cancelled(cancel) => {}
-                error = heartbeat(agent, &address) => why = End::Removed(error),
+                () = presence.keep() => {}
                 () = renewal::look_after(agent) => {}
-                new = until_renewed(agent, &credentials) => why = End::Renewed(Box::new(new)),
+                new = until_renewed(agent, &credentials) => renewed = Some(new),
             }
         };
         listener.serve(router(agent), end).await;
-        match why {
-            End::Asked => return Ok(()),
-            End::Removed(error) => return Err(error),
-            End::Renewed(new) => credentials = *new,
-        }
+        let Some(new) = renewed else {
+            return Ok(());
+        };
+        credentials = new;
+        listener = Listener::bind(listen, &credentials, Limits::default()).await?;
     }
 }
 
@@ -223,36 +211,6 @@ fn advertised(agent: &Agent, args: &ServeArgs, bound: SocketAddr) -> Result<Stri
 pub(crate) async fn until_cancelled(cancel: &Cancel) {
     while !cancel.is_set() {
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Ends when the node is removed. That the database is away does not end it.
-async fn heartbeat(agent: &Shared, address: &str) -> anyhow::Error {
-    loop {
-        tokio::time::sleep(HEARTBEAT).await;
-        if let Err(error) = see(agent, address).await {
-            if matches!(
-                error.downcast_ref(),
-                Some(vmtwin_catalog::Error::NodeRemoved)
-            ) {
-                return error;
-            }
-            tracing::warn!("cannot say that this node is there: {error:#}");
-        }
-    }
-}
-
-async fn see(agent: &Shared, address: &str) -> Result<()> {
-    let address = address.to_owned();
-    let seen = blocking(agent, move |agent| {
-        let (id, version) = (&agent.identity.id, env!("CARGO_PKG_VERSION"));
-        Ok(agent
-            .db
-            .run(async |catalog| catalog.see_node(id, &address, version).await)?)
-    });
-    match seen.await? {
-        true => Ok(()),
-        false => Err(vmtwin_catalog::Error::NodeRemoved.into()),
     }
 }
 

@@ -31,6 +31,9 @@ use crate::home::{Home, write_private};
 /// Files in the home folder.
 pub(super) const AUTHORITY: &str = "cluster-authority.json";
 pub(super) const NODE: &str = "node-tls.json";
+/// What to do where nobody can give this node another one.
+pub(super) const DOES_NOT_COUNT: &str = "this node's certificate does not count in the cluster; on another \
+    node: vmtwin cluster node remove NAME, then vmtwin cluster token; here: vmtwin cluster join TOKEN";
 /// Most of an answer to a join, bytes.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
@@ -93,8 +96,8 @@ pub(crate) struct ShownToken {
     pub(crate) expires_at: OffsetDateTime,
 }
 
-/// Gives the cluster an authority where it has none, and this node a certificate where it can. May
-/// be repeated.
+/// Gives the cluster an authority where it has none, and this node a certificate where it has none that
+/// counts and the authority's key is here. May be repeated.
 pub(super) fn found(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> {
     if db.run(async |catalog| catalog.authority().await)?.is_none() {
         // The file first: an authority whose key is nowhere would be of no use.
@@ -105,30 +108,55 @@ pub(super) fn found(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> {
         let pem = made.certificate_pem().to_owned();
         db.run(async |catalog| catalog.keep_authority(&pem).await)?;
     }
-    if credentials(home)?.is_some_and(|(of, _)| of == cluster.id) {
+    let kept = credentials(home)?.filter(|(of, _)| *of == cluster.id);
+    let is_known = kept.is_some();
+    if let Some((_, kept)) = kept
+        && counts_until(db, &kept)?.is_some_and(|end| end > OffsetDateTime::now_utc())
+    {
         return Ok(());
     }
-    let Some(authority) = authority(home, db)? else {
-        return Ok(());
-    };
     let identity = Identity::required(home)?;
     let key = NodeKey::make()?;
-    let Some(certificate) = sign(home, db, &identity.id, &key.request_pem()?)? else {
-        return Ok(());
-    };
-    keep_node(
-        home,
-        &KeptNode {
-            cluster: cluster.id.clone(),
-            authority: authority.certificate_pem().to_owned(),
-            certificate,
-            key: key.to_pem(),
-        },
-    )
+    match sign(home, db, &identity.id, &key.request_pem()?)? {
+        Some(signed) => keep_node(home, signed.with(cluster.id.clone(), &key)),
+        // A node whose old certificate does not count is not one that joined without.
+        None if is_known => bail!(DOES_NOT_COUNT),
+        None => Ok(()),
+    }
 }
 
-/// Signs and notes a certificate for a node of the cluster, PEM; none if the authority's key is not here.
-pub(super) fn sign(home: &Home, db: &Db, node: &NodeId, request: &str) -> Result<Option<String>> {
+/// When this certificate of ours ends; none where it does not count: the catalog does not know it (any
+/// more), or has another authority than the one that is trusted with it.
+pub(super) fn counts_until(db: &Db, of: &Credentials) -> Result<Option<OffsetDateTime>> {
+    if db.run(async |catalog| catalog.authority().await)?.as_ref() != Some(&of.authority) {
+        return Ok(None);
+    }
+    let fingerprint = of.fingerprint()?;
+    Ok(db.run(async |catalog| catalog.certificate_end(&fingerprint).await)?)
+}
+
+/// What was signed for a node.
+pub(super) struct Signed {
+    /// PEM.
+    pub(super) certificate: String,
+    /// Of the authority that signed it, PEM.
+    pub(super) authority: String,
+}
+
+impl Signed {
+    /// What this node keeps of it.
+    fn with(self, cluster: String, key: &NodeKey) -> KeptNode {
+        KeptNode {
+            cluster,
+            authority: self.authority,
+            certificate: self.certificate,
+            key: key.to_pem(),
+        }
+    }
+}
+
+/// Signs and notes a certificate for a node of the cluster; none if the authority's key is not here.
+pub(super) fn sign(home: &Home, db: &Db, node: &NodeId, request: &str) -> Result<Option<Signed>> {
     let Some(authority) = authority(home, db)? else {
         return Ok(None);
     };
@@ -137,14 +165,20 @@ pub(super) fn sign(home: &Home, db: &Db, node: &NodeId, request: &str) -> Result
     let signed = authority.sign(&request, node.as_str(), &cluster.id)?;
     let noted = (signed.fingerprint.as_str(), signed.expires_at);
     db.run(async |catalog| catalog.add_certificate(node, noted).await)?;
-    Ok(Some(signed.pem))
+    Ok(Some(Signed {
+        certificate: signed.pem,
+        authority: authority.certificate_pem().to_owned(),
+    }))
 }
 
 /// Makes a new authority in place of one whose key is lost: no certificate counts any more, and all other
 /// nodes have to join again.
 pub(super) fn found_anew(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> {
     if authority(home, db)?.is_some() {
-        bail!("the key of the cluster's authority is on this host: no new one is needed");
+        bail!(
+            "the key of the cluster's authority is on this host: no new one is needed; run the same \
+             without --new-authority, which gives this node a certificate if it has none that counts"
+        );
     }
     if kept_authority(home)?.is_some() {
         let old = authority_path(home);
@@ -153,12 +187,19 @@ pub(super) fn found_anew(home: &Home, db: &Db, cluster: &Cluster) -> Result<()> 
             .with_context(|| format!("cannot move {} away", old.display()))?;
     }
     let made = make_authority(home, cluster)?;
-    let pem = made.certificate_pem().to_owned();
-    db.run(async |catalog| catalog.replace_authority(&pem).await)?;
-    match std::fs::remove_file(node_path(home)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
+    let (identity, key) = (Identity::required(home)?, NodeKey::make()?);
+    let request = CertificateRequest::from_pem(&key.request_pem()?)?;
+    let signed = made.sign(&request, identity.id.as_str(), &cluster.id)?;
+    let noted = (signed.fingerprint.as_str(), signed.expires_at);
+    let pem = made.certificate_pem();
+    // In one transaction: never an authority whose own node has no certificate.
+    db.run(async |catalog| catalog.replace_authority(pem, &identity.id, noted).await)?;
+    crate::failpoint::pass("authority-replaced")?;
+    let signed = Signed {
+        certificate: signed.pem,
+        authority: pem.to_owned(),
+    };
+    keep_node(home, signed.with(cluster.id.clone(), &key))
 }
 
 fn make_authority(home: &Home, cluster: &Cluster) -> Result<Authority> {
@@ -248,8 +289,8 @@ fn node_path(home: &Home) -> PathBuf {
     home.dir().join(NODE)
 }
 
-pub(super) fn keep_node(home: &Home, kept: &KeptNode) -> Result<()> {
-    let text = Zeroizing::new(serde_json::to_vec_pretty(kept)?);
+pub(super) fn keep_node(home: &Home, kept: KeptNode) -> Result<()> {
+    let text = Zeroizing::new(serde_json::to_vec_pretty(&kept)?);
     write_private(&node_path(home), &text)
 }
 
@@ -362,15 +403,11 @@ pub(crate) fn join(home: &Home, token: &JoinToken, args: &ClusterJoinArgs) -> Re
         bail!("the agent answers for another cluster than the token's; nothing was changed");
     }
     identity.keep(home)?;
-    keep_node(
-        home,
-        &KeptNode {
-            cluster: answer.cluster.id.clone(),
-            authority: answer.authority,
-            certificate: answer.certificate,
-            key: key.to_pem(),
-        },
-    )?;
+    let signed = Signed {
+        certificate: answer.certificate,
+        authority: answer.authority,
+    };
+    keep_node(home, signed.with(answer.cluster.id.clone(), &key))?;
     crate::command::catalog::database_url(&answer.database).map_err(anyhow::Error::msg)?;
     home.keep_database(Some(&answer.database))?;
     std::fs::remove_file(&pending).context("cannot remove the key of the finished join")?;

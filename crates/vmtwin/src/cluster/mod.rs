@@ -21,6 +21,7 @@ pub(crate) mod membership;
 mod node;
 pub(crate) mod permission;
 pub(crate) mod place;
+mod presence;
 mod renewal;
 mod restore;
 mod restoring;

@@ -22,7 +22,7 @@ use vmtwin_server::{
 
 use super::agent::{Asking, Shared, blocking, no_database};
 use super::ask;
-use super::membership::{self, KeptNode};
+use super::membership::{self, DOES_NOT_COUNT, KeptNode, Signed, counts_until};
 use super::node::Identity;
 use crate::db::Db;
 use crate::home::Home;
@@ -63,17 +63,17 @@ pub(crate) struct Renewal {
     pub(crate) ends_at: OffsetDateTime,
 }
 
-/// Renews this node's certificate if it is time, or if that is asked for.
+/// Renews this node's certificate if it is time or does not count, or if that is asked for.
 pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
     let identity = Identity::required(home)?;
     let (cluster, old) = membership::credentials(home)?
         .context("this node has no certificate; run: vmtwin cluster join TOKEN")?;
     let db = Db::open(home)?;
-    let ends_at = end(&db, &old)?.context(
-        "this node's certificate does not count in the cluster; run on another node: vmtwin cluster node \
-         remove NAME, then vmtwin cluster token; here: vmtwin cluster join TOKEN",
-    )?;
-    if !force && ends_at - OffsetDateTime::now_utc() > BEFORE {
+    let ends_at = counts_until(&db, &old)?;
+    if let Some(ends_at) = ends_at
+        && !force
+        && ends_at - OffsetDateTime::now_utc() > BEFORE
+    {
         return Ok(Renewal {
             renewed: false,
             ends_at,
@@ -81,21 +81,26 @@ pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
     }
     let key = NodeKey::make()?;
     let request = key.request_pem()?;
-    let certificate = match membership::sign(home, &db, &identity.id, &request)? {
-        Some(certificate) => certificate,
-        None => ask_others(home, &db, &identity.id, (&cluster, &old), &request)?,
+    // Where the authority's key is, nobody else is needed, whatever the old certificate is worth.
+    let signed = match membership::sign(home, &db, &identity.id, &request)? {
+        Some(signed) => signed,
+        None if ends_at.is_none() => bail!(DOES_NOT_COUNT),
+        None => Signed {
+            certificate: ask_others(home, &db, &identity.id, (&cluster, &old), &request)?,
+            authority: old.authority,
+        },
     };
     let new = Credentials {
-        certificate,
+        certificate: signed.certificate,
         key: key.to_pem(),
-        authority: old.authority,
+        authority: signed.authority,
     };
     // Neither of another key, nor one that was not noted.
     Client::new(&new, &cluster).context("the new certificate cannot be used")?;
-    let ends_at = end(&db, &new)?.context("the new certificate does not count")?;
+    let ends_at = counts_until(&db, &new)?.context("the new certificate does not count")?;
     membership::keep_node(
         home,
-        &KeptNode {
+        KeptNode {
             cluster,
             authority: new.authority,
             certificate: new.certificate,
@@ -106,11 +111,6 @@ pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
         renewed: true,
         ends_at,
     })
-}
-
-fn end(db: &Db, of: &Credentials) -> Result<Option<OffsetDateTime>> {
-    let fingerprint = of.fingerprint()?;
-    Ok(db.run(async |catalog| catalog.certificate_end(&fingerprint).await)?)
 }
 
 /// Asks one node after the other: who has the authority's key is not written down anywhere.
@@ -179,8 +179,9 @@ pub(super) async fn serve(
         membership::sign(&agent.home, &agent.db, &of, &asked.request)
     });
     match signed.await {
-        Ok(Some(certificate)) => {
+        Ok(Some(signed)) => {
             tracing::warn!(%node, "a node's certificate is renewed");
+            let certificate = signed.certificate;
             Ok(Json(RenewAnswer { certificate }))
         }
         Ok(None) => {

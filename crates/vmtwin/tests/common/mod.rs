@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub(crate) mod agents;
 pub(crate) mod inside;
 pub(crate) mod lab;
 pub(crate) mod serve;

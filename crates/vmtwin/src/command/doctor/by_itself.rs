@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use time::OffsetDateTime;
+use vmtwin_catalog::CertificateState;
 
 use super::{Check, State};
 use crate::cluster::{Identity, membership};
@@ -143,8 +144,8 @@ fn certificate(home: &Home, db: &Db) -> Result<Vec<Check>> {
     };
     let fingerprint = credentials.fingerprint()?;
     let end = db.run(async |c| c.certificate_end(&fingerprint).await)?;
-    let mend = "on another node: vmtwin cluster node remove NAME, then vmtwin cluster token; here: \
-                vmtwin cluster join TOKEN";
+    let mend = "on the node with the authority's key: vmtwin cluster renew; elsewhere, on another node: \
+                vmtwin cluster node remove NAME, then vmtwin cluster token; here: vmtwin cluster join TOKEN";
     let left = end.map(|end| (end.date(), end - OffsetDateTime::now_utc()));
     Ok(vec![match left {
         Some((date, left)) if left > SOON => Check::ok(WHAT, format!("counts until {date}")),
@@ -154,7 +155,16 @@ fn certificate(home: &Home, db: &Db) -> Result<Vec<Check>> {
             Check::not(WHAT, State::Warning, format!("ends on {date}"), renew)
         }
         Some((date, _)) => Check::not(WHAT, State::Warning, format!("has ended on {date}"), mend),
-        None => Check::not(WHAT, State::Warning, "does not count in the cluster", mend),
+        None => match db.run(async |c| c.certificate(&fingerprint).await)? {
+            CertificateState::Unknown => {
+                let found = "the cluster's database does not know it: that was made anew, or is of before it";
+                let mend = format!(
+                    "bring the database back: vmtwin cluster restore FILE --only-database; or {mend}"
+                );
+                Check::not(WHAT, State::Warning, found, mend)
+            }
+            _ => Check::not(WHAT, State::Warning, "does not count in the cluster", mend),
+        },
     }])
 }
 
