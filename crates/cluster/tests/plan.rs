@@ -282,6 +282,12 @@ fn what_cannot_be_is_told_with_what_to_do() {
     moved.elsewhere.insert(WEB.to_owned(), "n2".to_owned());
     let moved = plan(&then, &moved, &Options::default());
     assert_eq!(find(&moved, "gpu").action, Action::LeftAlone);
+    let by_the_backup = Options {
+        elsewhere: [(WEB.to_owned(), "n2".to_owned())].into(),
+        ..Options::default()
+    };
+    let moved = plan(&then, &live(&now), &by_the_backup);
+    assert_eq!(find(&moved, "gpu").action, Action::LeftAlone);
 }
 
 #[test]

@@ -249,3 +249,138 @@ fn wait_for(what: impl Fn() -> bool) {
         thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// What a plan says of a guest.
+fn action(report: &Value, node: &str, guest: &str) -> String {
+    let items = of(report, node)["plan"]["items"].as_array().unwrap();
+    let mut found = items.iter().filter(|item| item["name"] == guest);
+    let found = found
+        .next()
+        .unwrap_or_else(|| panic!("no {guest}: {report}"));
+    found["action"].as_str().unwrap().to_owned()
+}
+
+fn running(node: &Node) -> String {
+    node.host
+        .virsh(&["list", "--name", "--state-running"])
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn all_nodes_and_the_database_are_lost_and_one_command_brings_them_back() {
+    if hindered() {
+        return;
+    }
+    let (nodes, database) = lab();
+    for node in &nodes[1..] {
+        node.ends(&["cluster", "node", "allow-restore", "n1"], 0);
+    }
+    for node in &nodes {
+        node.host
+            .virsh(&["net-start", &format!("lan-{}", node.name)]);
+        node.host.virsh(&["start", &format!("guest-{}", node.name)]);
+    }
+    let (file, _) = backup(&nodes[0], &["--require-all"]);
+    let before = nodes.each_ref().map(Node::everything);
+
+    // All nodes are compared, and nothing of them is touched.
+    let valid = nodes[1].ends(&["cluster", "validate", text(&file)], 0);
+    for node in &nodes {
+        let guest = format!("guest-{}", node.name);
+        assert_eq!(action(&valid, node.name, &guest), "same");
+    }
+    nodes[2].host.virsh(&["net-autostart", "lan-n3"]);
+    let valid = nodes[1].ends(&["cluster", "validate", text(&file)], 3);
+    assert_eq!(action(&valid, "n3", "lan-n3"), "change");
+    let one = ["cluster", "validate", text(&file), "--node", "n2"];
+    nodes[1].ends(&one, 0);
+
+    for node in &nodes {
+        let (guest, network) = (format!("guest-{}", node.name), format!("lan-{}", node.name));
+        node.host.virsh(&["destroy", &guest]);
+        node.host.virsh(&["net-destroy", &network]);
+        node.wipe();
+    }
+    let sql = |statements: &str| Postgres::shared().sql(&database, statements);
+    let rows = "SELECT count(*) FROM node_certificate";
+    assert_eq!(sql(rows), "3");
+    sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+    // Agents let nobody in without it; they are to be there when it is back.
+    thread::sleep(Duration::from_secs(1));
+
+    let restore = ["cluster", "restore", text(&file), "--yes", "--start-guests"];
+    let report = nodes[0].ends(&restore, 0);
+    assert!(report["database"].is_object(), "{report}");
+    for (node, before) in nodes.iter().zip(&before) {
+        assert_eq!(deployed(&report, node.name), 2);
+        assert_eq!(node.everything(), *before);
+        assert_eq!(running(node), format!("guest-{}", node.name));
+    }
+    assert_eq!(sql(rows), "3");
+    let (_, report) = backup(&nodes[1], &["--require-all"]);
+    assert_eq!(of(&report, "n3")["state"], "collected", "{report}");
+    nodes[0].ends(&["cluster", "validate", text(&file)], 0);
+
+    // What the database holds is replaced only where that is said, and it is said before a node is touched.
+    nodes[0].host.virsh(&["destroy", "guest-n1"]);
+    let restore = ["cluster", "restore", text(&file), "--yes", "--start-guests"];
+    let refused = nodes[0].ends(&restore, 1);
+    let told = refused.as_str().unwrap();
+    assert!(told.contains("--replace-database"), "{told}");
+    assert_eq!(running(&nodes[0]), "");
+}
+
+#[test]
+fn a_guest_is_never_started_on_two_nodes() {
+    if hindered() {
+        return;
+    }
+    let (mut nodes, _) = lab();
+    let (file, _) = backup(&nodes[0], &["--require-all"]);
+    let restore = [
+        "cluster",
+        "restore",
+        text(&file),
+        "--skip-database",
+        "--yes",
+        "--start-guests",
+        "--node",
+        "n1",
+    ];
+    // It moves to n2, and nobody has told the cluster yet.
+    let guest = nodes[0].host.virsh(&["dumpxml", "--inactive", "guest-n1"]);
+    let network = nodes[0]
+        .host
+        .virsh(&["net-dumpxml", "--inactive", "lan-n1"]);
+    nodes[1].define("net-define", &network);
+    nodes[1].define("define", &guest);
+    nodes[1].host.virsh(&["net-start", "lan-n1"]);
+    nodes[1].host.virsh(&["start", "guest-n1"]);
+    nodes[0].wipe();
+
+    // The backup that is made before anything is changed finds it out.
+    let refused = nodes[0].ends(&restore, 1);
+    let told = refused.as_str().unwrap();
+    assert!(told.contains("has changed since"), "{told}");
+    assert!(told.contains("node n2 has it"), "{told}");
+    assert_eq!(nodes[0].everything(), "");
+    let report = nodes[0].ends(&restore, 3);
+    assert_eq!(action(&report, "n1", "guest-n1"), "left-alone");
+    assert_eq!(running(&nodes[0]), "");
+    assert_eq!(running(&nodes[1]), "guest-n1");
+
+    // A backup in which n1 is as it was last known, and n2 as it is: both hold the guest.
+    nodes[0].define("net-define", &network);
+    nodes[0].define("define", &guest);
+    nodes[0].ends(&["cluster", "collect"], 0);
+    nodes[0].wipe();
+    nodes[0].kill_agent();
+    let (both, report) = backup(&nodes[1], &["--node-timeout", "5"]);
+    assert_eq!(of(&report, "n1")["state"], "last-known", "{report}");
+    let mut from = restore;
+    from[2] = text(&both);
+    let report = nodes[0].ends(&from, 3);
+    assert_eq!(action(&report, "n1", "guest-n1"), "left-alone");
+    assert_eq!(running(&nodes[0]), "");
+}
