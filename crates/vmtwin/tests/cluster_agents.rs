@@ -419,6 +419,21 @@ fn a_host_that_lost_its_home_is_its_node_again() {
 
     agent2.end();
     std::fs::remove_dir_all(two.home()).unwrap();
+    // Its settings name the cluster's database, which nobody has looked at: it is left as it is.
+    let database = url.split('?').next().and_then(|url| url.rsplit('/').next());
+    let sql = |statement: &str| Postgres::shared().sql(database.unwrap(), statement);
+    sql("INSERT INTO setting (key, value) VALUES ('since', 'the backup')");
+    let whole = ["cluster", "restore", file, "--node", "node2", "--yes"];
+    let open = ["--secrets-identity", text(&key), "--json"];
+    let output = two.run(&[&whole[..], &open].concat());
+    assert_eq!(code(&output), 1, "{}", told(&output));
+    let report = document(&output);
+    let why = report["database_error"].to_string();
+    assert!(why.contains("another database"), "{report}");
+    let since = "SELECT value FROM setting WHERE key = 'since'";
+    assert_eq!(sql(since), "the backup");
+
+    std::fs::remove_dir_all(two.home()).unwrap();
     let restore = [
         "cluster",
         "restore",
@@ -439,9 +454,39 @@ fn a_host_that_lost_its_home_is_its_node_again() {
     let deployed = restored["nodes"][0]["deployed"].to_string();
     assert!(deployed.contains("file node-tls.json"), "{restored}");
     assert_eq!(tls_of(&two), tls);
-    let _agent2 = Agent::start(&two, &node2, &[]);
+    let agent2 = Agent::start(&two, &node2, &[]);
     backup(&one, &["--require-all"]);
     backup(&two, &["--require-all"]);
+    agent2.end();
+
+    // A spare host, which is a node already, takes its place: with its certificate, not its own.
+    let (spare, agent4) = joined(&one, "node4");
+    let (fourth, own) = (address(&one, "node4"), tls_of(&spare));
+    agent4.end();
+    let place = [&restore[..], &["--to-new-hardware"], &open].concat();
+    let taken = document_of(&spare.run(&place));
+    let deployed = taken["nodes"][0]["deployed"].to_string();
+    assert!(deployed.contains("file node-tls.json"), "{taken}");
+    assert_eq!(tls_of(&spare), tls);
+    let aside = std::fs::read(spare.home().join("node-tls.json.of-node4")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&aside).unwrap(), own);
+    one.ok(&["cluster", "node", "remove", "node4"]);
+    let _agent = Agent::start(&spare, &fourth, &[]);
+    backup(&one, &["--require-all"]);
+
+    // Without secrets it is told how to get one.
+    let (other, agent5) = joined(&one, "node5");
+    agent5.end();
+    let place = [&restore[..], &["--to-new-hardware", "--json"]].concat();
+    let taken = document_of(&other.run(&place));
+    let warnings = taken["warnings"].to_string();
+    assert!(warnings.contains("node remove node2"), "{taken}");
+    let token = one.json(&["cluster", "token"]);
+    let join = ["cluster", "join", token["token"].as_str().unwrap()];
+    other.fails(&join, &["has a certificate", "node remove node2"]);
+    one.ok(&["cluster", "node", "remove", "node2"]);
+    let token = one.json(&["cluster", "token"]);
+    other.ok(&["cluster", "join", token["token"].as_str().unwrap()]);
 }
 
 #[test]

@@ -63,12 +63,17 @@ fn set_password(node: &Node, password: &str) {
         ),
         false => String::new(),
     };
+    // One that was set later has an end, which is not to stay when the earlier one comes back.
+    let until = match password {
+        "changed" => " passwdValidTo='2027-01-01T00:00:00'",
+        _ => "",
+    };
     node.define(
         "define",
         &format!(
             "<domain type='qemu'><name>{name}</name>{id}<memory unit='MiB'>64</memory>\
              <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
-             <graphics type='vnc' port='-1' passwd='{password}'/></devices></domain>"
+             <graphics type='vnc' port='-1' passwd='{password}'{until}/></devices></domain>"
         ),
     );
 }

@@ -101,6 +101,12 @@ pub(crate) fn restore(
         report.safety_backup = Some(keep_what_is_there(home, ui, &db, &jobs)?);
         // By that backup it is known of all nodes what they have now.
         refuse_if_changed(home, &db, &mut source, &mut jobs, &options)?;
+    }
+    if !args.dry_run {
+        let prepared = jobs.iter().filter_map(|job| job.prepared.as_ref());
+        for left in prepared.filter_map(|prepared| prepared.leaves.as_ref()) {
+            membership::put_certificate_aside(home, left)?;
+        }
         apply(home, ui, options.force, &mut jobs)?;
     }
     let adopted = jobs.iter().find(|job| job.target.is_adopted());
@@ -314,9 +320,7 @@ fn apply_here(home: &Home, ui: &Ui, force: bool, job: &mut Job) {
     let spinner = ui.spinner(&format!("restoring {}", job.report.node));
     let progress = |_: usize, what: &str| spinner.set_message(what.to_owned());
     let outcome = &mut job.report.outcome;
-    let aside = prepared.leaves.as_ref();
-    let aside = aside.map_or(Ok(()), |name| membership::put_certificate_aside(home, name));
-    let done = aside.and_then(|()| steps::apply(home, prepared, force, &progress, outcome));
+    let done = steps::apply(home, prepared, force, &progress, outcome);
     spinner.finish_and_clear();
     job.report.error = done.err().map(|error| format!("{error:#}"));
 }
