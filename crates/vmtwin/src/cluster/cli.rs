@@ -57,10 +57,15 @@ pub(crate) enum ClusterCommand {
     Nodes,
     /// Take the configuration of this node and keep it in the database as its last known one
     #[command(
-        after_help = "For a timer on every node: a backup on another node uses it.\n\nExample:\n  \
-        vmtwin cluster collect"
+        after_help = "For a timer on every node: a backup on another node uses it. Where libvirt does \
+        not answer, or does not run and did before, the last known one is left as it is (exit code \
+        3).\n\nExample:\n  vmtwin cluster collect"
     )]
-    Collect,
+    Collect {
+        /// This host has no libvirt any more: forget what it defined
+        #[arg(long)]
+        without_libvirt: bool,
+    },
     /// Back up the configuration of every node and the database, as one zip file
     #[command(
         after_help = "Examples:\n  vmtwin cluster backup\n  vmtwin cluster backup --output \
