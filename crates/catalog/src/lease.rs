@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use crate::error::{Error, Result, database};
 use crate::id::{NodeId, VmId};
 use crate::job::Job;
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::open::Catalog;
 use crate::row::Fields;
 use crate::setting;
@@ -49,26 +49,27 @@ impl Catalog {
     }
 }
 
-impl Catalog {
-    /// After a copy of an earlier time was loaded: undoes what was right at that time alone. Nodes
-    /// that were heard of since, `before`, are not silent, or others would take their guests; and
-    /// deletions that waited then wait for nothing, as they may have been taken back since.
-    pub async fn wake(&self, before: &[Node]) -> Result<()> {
-        let mut write = self.write().await?;
-        for node in before {
-            query("UPDATE node SET seen_at = $2 WHERE id = $1 AND seen_at < $2")
-                .bind(node.id.as_str())
-                .bind(timestamp::to_text(node.seen_at))
-                .execute(&mut write)
-                .await
-                .map_err(database("note when a node was heard of"))?;
-        }
-        query("DELETE FROM deletion")
-            .execute(&mut write)
+/// After a copy of an earlier time was loaded, and before that is committed: undoes what was right at
+/// that time alone. Nodes are not silent that were heard of since, as `before` says, nor those that
+/// were not known before: or others would take their guests. And deletions that waited then wait for
+/// nothing, as they may have been taken back since; returns how many.
+pub(crate) async fn wake(write: &mut Session, before: &[Node]) -> Result<u64> {
+    let now = timestamp::now();
+    for node in node::list(write).await? {
+        let known = before.iter().find(|known| known.id == node.id);
+        let heard = known.map_or(now, |known| known.seen_at);
+        query("UPDATE node SET seen_at = $2 WHERE id = $1 AND seen_at < $2")
+            .bind(node.id.as_str())
+            .bind(timestamp::to_text(heard))
+            .execute(write)
             .await
-            .map_err(database("take back deletions"))?;
-        self.commit(write).await
+            .map_err(database("note when a node was heard of"))?;
     }
+    let dropped = query("DELETE FROM deletion")
+        .execute(write)
+        .await
+        .map_err(database("take back deletions"))?;
+    Ok(dropped.rows_affected())
 }
 
 impl Node {

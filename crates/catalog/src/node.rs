@@ -145,17 +145,7 @@ impl Catalog {
 
     /// The nodes, by name.
     pub async fn nodes(&self) -> Result<Vec<Node>> {
-        let mut read = self.read().await?;
-        let rows =
-            query(
-                "SELECT id, name, host, version, address, joined_at, seen_at, configuration_at FROM node",
-            )
-            .fetch_all(&mut read)
-            .await
-            .map_err(database("list nodes"))?;
-        let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
-        nodes.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(nodes)
+        list(&mut *self.read().await?).await
     }
 
     /// Keeps the configuration of a node as its last known one.
@@ -197,6 +187,19 @@ impl Catalog {
             Some(row) => Fields::new("node", &row).optional_text("configuration"),
         }
     }
+}
+
+/// The nodes, by name.
+pub(crate) async fn list(session: &mut Session) -> Result<Vec<Node>> {
+    let rows = query(
+        "SELECT id, name, host, version, address, joined_at, seen_at, configuration_at FROM node",
+    )
+    .fetch_all(session)
+    .await
+    .map_err(database("list nodes"))?;
+    let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
+    nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(nodes)
 }
 
 /// Adds a node, or changes what is noted of it.

@@ -57,7 +57,8 @@ async fn dump(catalog: &Catalog) -> Vec<u8> {
 }
 
 async fn load(into: &Catalog, fresh: &Fresh, mut bytes: &[u8]) -> Result<DumpSummary, Error> {
-    into.load(&mut bytes, fresh.folder.path()).await
+    let loaded = into.load(&mut bytes, fresh.folder.path()).await?;
+    Ok(loaded.copied)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -255,7 +255,8 @@ async fn a_silent_nodes_job_lets_a_guest_go_that_is_on_another_node() {
     assert!(matches!(catalog.lease().await, Err(Error::Damaged { .. })));
 }
 
-/// A copy of an earlier time makes no node silent that was heard of since, and deletes nothing later.
+/// A copy of an earlier time makes no node silent that was heard of since, and deletes nothing later: from
+/// the moment it is there, in the same transaction.
 #[tokio::test]
 async fn what_an_earlier_copy_brings_back_takes_no_guest_and_no_snapshot() {
     let fresh = fresh().await;
@@ -276,10 +277,58 @@ async fn what_an_earlier_copy_brings_back_takes_no_guest_and_no_snapshot() {
     let before = catalog.nodes().await.unwrap();
 
     let scratch = fresh.folder.path();
-    catalog.load(&mut copy.as_slice(), scratch).await.unwrap();
-    assert!(catalog.nodes().await.unwrap()[0].seen_at < before[0].seen_at);
-    assert_eq!(catalog.deletions(None).await.unwrap().len(), 1);
-    catalog.wake(&before).await.unwrap();
+    let loaded = catalog.load(&mut copy.as_slice(), scratch).await.unwrap();
     assert_eq!(catalog.nodes().await.unwrap()[0].seen_at, before[0].seen_at);
     assert!(catalog.deletions(None).await.unwrap().is_empty());
+    assert_eq!(loaded.dropped_deletions, 1);
+    assert_ne!(loaded.content, loaded.copied);
+    assert_eq!(catalog.summary().await.unwrap(), loaded.content);
+    // Again it changes nothing, and says so.
+    let again = catalog.load(&mut copy.as_slice(), scratch).await.unwrap();
+    assert_eq!(again.content, loaded.content);
+}
+
+/// Where nothing was known of the nodes, all of them may be there: none is silent at once.
+#[tokio::test]
+async fn a_copy_in_an_empty_catalog_makes_no_node_silent() {
+    let (lost, fresh) = (fresh().await, fresh().await);
+    lost.catalog.create_cluster("lab").await.unwrap();
+    let one = NodeId::random().unwrap();
+    let joined = node(&one, "n1", "n1", "1");
+    lost.catalog.join_node(&joined).await.unwrap();
+    let due = OffsetDateTime::now_utc();
+    let ids = ["s1".to_owned()];
+    let waits = lost.catalog.put_off_deletion("r1", &ids, due).await;
+    waits.unwrap();
+    let mut copy = Vec::new();
+    lost.catalog.dump(&mut copy).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+
+    let begun = OffsetDateTime::now_utc();
+    let (scratch, catalog) = (fresh.folder.path(), &fresh.catalog);
+    let loaded = catalog.load(&mut copy.as_slice(), scratch).await.unwrap();
+    assert!(catalog.nodes().await.unwrap()[0].seen_at >= begun - Duration::milliseconds(1));
+    assert!(catalog.deletions(None).await.unwrap().is_empty());
+    assert_eq!(loaded.dropped_deletions, 1);
+}
+
+/// A move is of now: nodes are as silent as they were, and what waits goes on waiting.
+#[tokio::test]
+async fn a_move_keeps_what_waits() {
+    let (from, to) = (fresh().await, fresh().await);
+    from.catalog.create_cluster("lab").await.unwrap();
+    let one = NodeId::random().unwrap();
+    let joined = node(&one, "n1", "n1", "1");
+    from.catalog.join_node(&joined).await.unwrap();
+    let due = OffsetDateTime::now_utc() + Duration::minutes(1);
+    let ids = ["s1".to_owned()];
+    let waits = from.catalog.put_off_deletion("r1", &ids, due).await;
+    waits.unwrap();
+    let scratch = from.folder.path();
+    from.catalog.move_to(&to.catalog, scratch).await.unwrap();
+    assert_eq!(to.catalog.deletions(None).await.unwrap().len(), 1);
+    assert_eq!(
+        to.catalog.nodes().await.unwrap(),
+        from.catalog.nodes().await.unwrap()
+    );
 }

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use vmtwin_catalog::{Catalog, DumpSummary};
+use vmtwin_catalog::{Catalog, DumpSummary, Loaded};
 
 use crate::cancel::Cancel;
 use crate::home::Home;
@@ -78,7 +78,7 @@ impl Db {
         &self,
         from: &mut (dyn BufRead + Send),
         scratch: &Path,
-    ) -> vmtwin_catalog::Result<DumpSummary> {
+    ) -> vmtwin_catalog::Result<Loaded> {
         let mut from = UntilCancelled(from, &self.cancel);
         let mut from = BufReader::new(&mut from);
         self.wait(self.catalog.load(&mut from, scratch))

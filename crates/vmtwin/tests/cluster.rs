@@ -148,6 +148,39 @@ fn a_cluster_is_backed_up_lost_and_brought_back() {
     assert_eq!(one.json(&["catalog", "show"])["tables"], content);
 }
 
+/// What waited for its deletion then is not deleted now, and the report says so.
+#[test]
+fn a_restored_database_deletes_nothing() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let node = Vmtwin::new();
+    let create = ["cluster", "create", "lab", "--database", &url];
+    node.ok(&[&create[..], &["--node", "n1"]].concat());
+    let long_ago = "2026-01-01T00:00:00.000000Z";
+    server.sql(
+        database,
+        &format!("INSERT INTO deletion VALUES ('r1', 's1', '{long_ago}', '{long_ago}')"),
+    );
+    let report = done(&node, &["cluster", "backup"]);
+    let file = report["file"].as_str().unwrap();
+    let restore = ["cluster", "restore", file, "--only-database", "--force"];
+    let restored = warned(
+        &node.run(&[&restore[..], &["--json"]].concat()),
+        "1 snapshots waited",
+    );
+    assert_eq!(restored["unchanged"], false);
+    assert_eq!(
+        server.sql(database, "SELECT count(*) FROM deletion"),
+        "0",
+        "{restored}"
+    );
+
+    let copy = node.path("copy.jsonl");
+    node.ok(&["catalog", "dump", text(&copy)]);
+    node.ok(&["catalog", "load", text(&copy), "--force"]);
+}
+
 /// The nodes as they were listed, but for when they were seen last.
 fn nodes_of_backup(before: &Value, after: &Value) -> Value {
     let mut before = before.clone();

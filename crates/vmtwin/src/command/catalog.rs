@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_catalog::{DumpSummary, is_postgres_url};
+use vmtwin_catalog::{DumpSummary, Loaded, is_postgres_url};
 
+use crate::EXIT_WARNINGS;
 use crate::cli::CatalogCommand;
 use crate::db::Db;
 use crate::home::Home;
@@ -30,21 +31,29 @@ pub(super) struct Report {
     /// What it holds.
     #[serde(flatten)]
     content: DumpSummary,
+    /// What is to be looked at now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
-pub(crate) fn run(home: &Home, ui: &Ui, command: &CatalogCommand) -> Result<()> {
+/// Runs `vmtwin catalog …`; gives the exit code.
+pub(crate) fn run(home: &Home, ui: &Ui, command: &CatalogCommand) -> Result<i32> {
     let (verb, report) = match command {
         CatalogCommand::Show => ("holds", show(home)?),
         CatalogCommand::Check => ("is whole", check(home)?),
         CatalogCommand::Dump { file } if file.as_os_str() == "-" => {
             Db::open(home)?.dump(&mut BufWriter::new(std::io::stdout()))?;
-            return Ok(());
+            return Ok(0);
         }
         CatalogCommand::Dump { file } => ("copied", dump(home, file)?),
         CatalogCommand::Load { file, force } => ("loaded", load(home, file, *force)?),
         CatalogCommand::Move { to, force } => ("moved here", move_to(home, to, *force)?),
     };
-    ui.result(&report, || text(verb, &report))
+    ui.result(&report, || text(verb, &report))?;
+    Ok(match report.warnings.is_empty() {
+        true => 0,
+        false => EXIT_WARNINGS,
+    })
 }
 
 /// A database of the command line or of the environment. Passwords stay out of both: other users
@@ -76,6 +85,7 @@ fn show(home: &Home) -> Result<Report> {
         catalog: db.place(),
         copy: None,
         content: db.dump(&mut std::io::sink())?,
+        warnings: Vec::new(),
     })
 }
 
@@ -90,6 +100,7 @@ fn dump(home: &Home, file: &Path) -> Result<Report> {
         catalog: db.place(),
         content: dump_to(&db, file)?,
         copy: Some(file.display().to_string()),
+        warnings: Vec::new(),
     })
 }
 
@@ -131,16 +142,27 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
     let from = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let db = Db::open(home)?;
     let before = db.dump(&mut std::io::sink())?;
-    let nodes = db.run(async |c| c.nodes().await)?;
     let copy = make_way(home, &db, &before, force)?;
-    let content = db
+    let loaded = db
         .load(&mut BufReader::new(from), &home.run_dir()?)
         .with_context(|| format!("cannot load {}", file.display()))?;
-    db.run(async |c| c.wake(&nodes).await)?;
     Ok(Report {
         catalog: db.place(),
         copy,
-        content,
+        warnings: dropped_deletions(&loaded).into_iter().collect(),
+        content: loaded.content,
+    })
+}
+
+/// Says so where deletions that waited in a copy were dropped.
+pub(crate) fn dropped_deletions(loaded: &Loaded) -> Option<String> {
+    let count = loaded.dropped_deletions;
+    (count > 0).then(|| {
+        format!(
+            "{count} snapshots waited for their deletion when the copy was made; as that may have been \
+             taken back since, none of them is deleted: forget them again where it is meant (vmtwin \
+             snapshot forget)"
+        )
     })
 }
 
@@ -167,6 +189,7 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
         catalog: target.place(),
         copy,
         content,
+        warnings: Vec::new(),
     })
 }
 
@@ -227,6 +250,8 @@ fn text(verb: &str, report: &Report) -> String {
     if let Some(copy) = &report.copy {
         lines.push(format!("copy: {copy}"));
     }
+    let warnings = report.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     lines.join("\n")
 }
 
