@@ -16,6 +16,7 @@ use crate::id::{NodeId, VmId};
 use crate::job::Job;
 use crate::node::{self, Node};
 use crate::open::Catalog;
+use crate::process::ProcessIdentity;
 use crate::row::Fields;
 use crate::setting;
 use crate::sql::{Session, query};
@@ -79,6 +80,28 @@ impl Node {
     }
 }
 
+/// Whether nothing is to be waited for from another host: it is no node any more, or was not heard of for
+/// the lease. Never so of this host, whose processes can be seen.
+pub(crate) async fn is_silent(session: &mut Session, host: &str) -> Result<bool> {
+    if host == ProcessIdentity::of_self()?.host {
+        return Ok(false);
+    }
+    match heard_of(session, host).await? {
+        None => Ok(true),
+        Some(heard) => Ok(timestamp::now() - heard >= of(session).await?),
+    }
+}
+
+/// When a host was heard of last; never where it is no node.
+async fn heard_of(session: &mut Session, host: &str) -> Result<Option<OffsetDateTime>> {
+    let heard = query("SELECT MAX(seen_at) AS heard FROM node WHERE host = $1")
+        .bind(host)
+        .fetch_one(session)
+        .await
+        .map_err(database("ask when a host was heard of"))?;
+    Fields::new("node", &heard).optional_time("heard")
+}
+
 /// Whether a job of another host holds its VM no more: the VM runs on another node now, and nothing
 /// was heard of the host for the lease. A VM that is off there may be a definition that was left
 /// behind, and runs on the silent host still, unless that is no node any more. What the job began stays in its journal for that host, whose
@@ -90,13 +113,8 @@ pub(crate) async fn is_over(session: &mut Session, vm: &VmId, job: &Job) -> Resu
     if host == job.owner.host {
         return Ok(false);
     }
-    let heard = query("SELECT MAX(seen_at) AS heard FROM node WHERE host = $1")
-        .bind(&job.owner.host)
-        .fetch_one(session)
-        .await
-        .map_err(database("ask when a host was heard of"))?;
     // A host that is no node any more was heard of last when its job began.
-    let heard = Fields::new("node", &heard).optional_time("heard")?;
+    let heard = heard_of(session, &job.owner.host).await?;
     if heard.is_some() && state != VmState::Running.as_str() {
         return Ok(false);
     }

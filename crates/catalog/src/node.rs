@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::NodeId;
+use crate::job;
 use crate::membership;
 use crate::open::Catalog;
 use crate::row::Fields;
@@ -126,9 +127,11 @@ impl Catalog {
     }
 
     /// Removes a node and its last known configuration, and takes its certificates back; its VMs are
-    /// on no node then. It is no error if it is not there.
-    pub async fn remove_node(&self, id: &NodeId) -> Result<()> {
+    /// on no node then, and jobs that its host did not finish are ended: returns how many. It is no
+    /// error if it is not there.
+    pub async fn remove_node(&self, id: &NodeId) -> Result<u64> {
         let mut write = self.write().await?;
+        let ended = end_jobs_of(&mut write, id).await?;
         query("DELETE FROM node WHERE id = $1")
             .bind(id.as_str())
             .execute(&mut write)
@@ -140,7 +143,8 @@ impl Catalog {
             .await
             .map_err(database("remove a node"))?;
         membership::revoke(&mut write, id).await?;
-        self.commit(write).await
+        self.commit(write).await?;
+        Ok(ended)
     }
 
     /// The nodes, by name.
@@ -187,6 +191,29 @@ impl Catalog {
             Some(row) => Fields::new("node", &row).optional_text("configuration"),
         }
     }
+}
+
+/// Ends what the host of a node that is being removed has not finished; how many jobs.
+async fn end_jobs_of(write: &mut Session, id: &NodeId) -> Result<u64> {
+    let nodes = list(write).await?;
+    let Some(node) = nodes.iter().find(|node| node.id == *id) else {
+        return Ok(0);
+    };
+    // Two nodes of one host are told apart by nothing that a job says.
+    if nodes.iter().any(|n| n.id != *id && n.host == node.host) {
+        return Ok(0);
+    }
+    query("UPDATE vm SET resume_flag = FALSE WHERE node = $1")
+        .bind(id.as_str())
+        .execute(write)
+        .await
+        .map_err(database("remove a node"))?;
+    let why = format!(
+        "its node {} was removed from the cluster before it was finished; nobody undoes what it began \
+         there",
+        node.name
+    );
+    job::end_those_of(write, &node.host, &why).await
 }
 
 /// The nodes, by name.

@@ -181,6 +181,55 @@ fn a_restored_database_deletes_nothing() {
     node.ok(&["catalog", "load", text(&copy), "--force"]);
 }
 
+/// A host that died for good leaves a job that nobody can end from elsewhere. It stands in no way for ever.
+#[test]
+fn a_job_of_a_dead_host_is_passed_over_or_ended() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let sql = |statement: &str| server.sql(database, statement);
+    let [one, _, _] = three_nodes(&url);
+    let long_ago = "2026-01-01T00:00:00.000000Z";
+    sql("UPDATE node SET host = 'dead.example' WHERE name = 'node3'");
+    sql(&format!(
+        "INSERT INTO job (id, kind, vm_name, state, owner_pid, owner_start, owner_boot, host, started_at) \
+         VALUES ('11111111-9dad-41d1-80b4-00c04fd430c8', 'backup', 'web', 'running', 1, 1, 'b', \
+         'dead.example', '{long_ago}')"
+    ));
+    // A copy, and a backup, that bring the job back.
+    let copy = one.path("copy.jsonl");
+    one.ok(&["catalog", "dump", text(&copy)]);
+    let report = done(&one, &["cluster", "backup"]);
+    let file = report["file"].as_str().unwrap();
+    let load = ["catalog", "load", text(&copy), "--force"];
+    let restore = ["cluster", "restore", file, "--only-database", "--force"];
+    let ways = [
+        "a backup of web on dead.example",
+        "vmtwin recover",
+        "cluster node remove",
+        "--force",
+    ];
+    // The node was heard of a moment ago: its job may run.
+    one.fails(&load, &ways);
+    one.fails(&restore, &ways);
+    sql(&format!(
+        "UPDATE node SET seen_at = '{long_ago}' WHERE name = 'node3'"
+    ));
+    one.fails(&load[..3], &ways);
+    one.fails(&restore[..4], &ways);
+    one.ok(&load);
+    // By the copy it was heard of until then: it is silent no more.
+    sql(&format!(
+        "UPDATE node SET seen_at = '{long_ago}' WHERE name = 'node3'"
+    ));
+    done(&one, &restore);
+    let removed = one.json(&["cluster", "node", "remove", "node3"]);
+    assert_eq!(removed["jobs_ended"], 1, "{removed}");
+    let refused = one.fails(&load[..3], &["rows"]);
+    assert!(!refused.contains("not finished"), "{refused}");
+    one.ok(&["catalog", "load", text(&copy), "--force"]);
+}
+
 /// The nodes as they were listed, but for when they were seen last.
 fn nodes_of_backup(before: &Value, after: &Value) -> Value {
     let mut before = before.clone();

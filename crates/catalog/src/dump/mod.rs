@@ -136,9 +136,14 @@ impl Catalog {
     /// Makes the content of this catalog that of a copy of an earlier time: all of it or, on any error,
     /// nothing. In the same transaction what was true at that time alone is undone: no node is silent
     /// that was not before, and no deletion waits. Refused with [`Error::Busy`] or
-    /// [`Error::NotRecovered`] while a job of this one is not over. In the folder `scratch`, which
+    /// [`Error::NotRecovered`] while there are [`Catalog::unfinished_jobs`]. In the folder `scratch`, which
     /// must be private, a copy of an older schema is brought up to date; what is made there is removed.
-    pub async fn load(&self, from: &mut (dyn BufRead + Send), scratch: &Path) -> Result<Loaded> {
+    pub async fn load(
+        &self,
+        from: &mut (dyn BufRead + Send),
+        scratch: &Path,
+        force: bool,
+    ) -> Result<Loaded> {
         let mut from = load::Reader::new(from);
         let header = from.header()?;
         let known = newest_schema();
@@ -147,14 +152,14 @@ impl Catalog {
                 found: schema,
                 known,
             }),
-            schema if schema < known => self.load_older(from, schema, scratch).await,
-            _ => self.load_same(from, Age::Earlier).await,
+            schema if schema < known => self.load_older(from, schema, scratch, force).await,
+            _ => self.load_same(from, Age::Earlier, force).await,
         }
     }
 
-    async fn load_same(&self, mut from: load::Reader<'_>, age: Age) -> Result<Loaded> {
+    async fn load_same(&self, mut from: load::Reader<'_>, age: Age, force: bool) -> Result<Loaded> {
         let mut write = self.write().await?;
-        job::refuse_if_any_runs(&mut write).await?;
+        job::refuse_if_unfinished(&mut write, force).await?;
         let loaded = match age {
             Age::Now => {
                 let copied = load::load(&mut write, &mut from).await?;
@@ -175,6 +180,7 @@ impl Catalog {
         from: load::Reader<'_>,
         schema: i64,
         scratch: &Path,
+        force: bool,
     ) -> Result<Loaded> {
         let folder = tempfile::Builder::new()
             .prefix("catalog-")
@@ -182,11 +188,11 @@ impl Catalog {
             .map_err(dump_file)?;
         let path = folder.path().join("catalog.db");
         let older = Catalog::open_at(&path, schema).await?;
-        older.load_same(from, Age::Now).await?;
+        older.load_same(from, Age::Now, false).await?;
         older.close().await;
         let current = Catalog::open(&path).await?;
         let mut source = current.write().await?;
-        let loaded = copy(&mut source, self, Age::Earlier, folder.path()).await?;
+        let loaded = copy(&mut source, (self, force), Age::Earlier, folder.path()).await?;
         drop(source);
         current.close().await;
         Ok(loaded)
@@ -196,18 +202,23 @@ impl Catalog {
     /// meanwhile.
     pub async fn copy_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
         let mut source = self.write().await?;
-        let loaded = copy(&mut source, other, Age::Now, scratch).await?;
+        let loaded = copy(&mut source, (other, false), Age::Now, scratch).await?;
         Ok(loaded.content)
     }
 
-    /// Moves to another catalog, whose content is replaced. Refused with [`Error::Busy`] while a
-    /// job runs. This one keeps its rows, and starts no job any more ([`Error::Moved`]): a process
-    /// that still has it open must not go on with it. May be repeated.
-    pub async fn move_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
+    /// Moves to another catalog, whose content is replaced. Refused with [`Error::Busy`] while either has
+    /// [`Catalog::unfinished_jobs`]. This one keeps its rows, and starts no job any more
+    /// ([`Error::Moved`]): a process that still has it open must not go on with it. May be repeated.
+    pub async fn move_to(
+        &self,
+        other: &Catalog,
+        scratch: &Path,
+        force: bool,
+    ) -> Result<DumpSummary> {
         let mut write = self.write().await?;
-        job::refuse_if_any_runs(&mut write).await?;
+        job::refuse_if_unfinished(&mut write, force).await?;
         setting::mark_moved(&mut write, None).await?;
-        let loaded = copy(&mut write, other, Age::Now, scratch).await?;
+        let loaded = copy(&mut write, (other, force), Age::Now, scratch).await?;
         setting::mark_moved(&mut write, Some(&other.place())).await?;
         self.commit(write).await?;
         Ok(loaded.content)
@@ -240,7 +251,12 @@ async fn load_earlier(write: &mut Session, from: &mut load::Reader<'_>) -> Resul
     })
 }
 
-async fn copy(source: &mut Session, other: &Catalog, age: Age, scratch: &Path) -> Result<Loaded> {
+async fn copy(
+    source: &mut Session,
+    (other, force): (&Catalog, bool),
+    age: Age,
+    scratch: &Path,
+) -> Result<Loaded> {
     let mut file = tempfile::tempfile_in(scratch).map_err(dump_file)?;
     let mut buffered = BufWriter::new(&mut file);
     let dumped = write::dump(source, &mut buffered).await?;
@@ -250,7 +266,7 @@ async fn copy(source: &mut Session, other: &Catalog, age: Age, scratch: &Path) -
     let mut file = BufReader::new(file);
     let mut from = load::Reader::new(&mut file);
     from.header()?;
-    let loaded = other.load_same(from, age).await?;
+    let loaded = other.load_same(from, age, force).await?;
     match loaded.copied == dumped {
         true => Ok(loaded),
         false => Err(Error::BadDump {
@@ -293,7 +309,10 @@ mod tests {
         let target = Catalog::open(&folder.path().join("target.db"))
             .await
             .unwrap();
-        let loaded = target.load(&mut &copy[..], folder.path()).await.unwrap();
+        let loaded = target
+            .load(&mut &copy[..], folder.path(), false)
+            .await
+            .unwrap();
         let loaded = loaded.content;
         assert_eq!(loaded.schema, newest_schema());
         let upgraded = Catalog::open(&path).await.unwrap();

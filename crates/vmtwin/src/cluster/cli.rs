@@ -168,7 +168,8 @@ pub(crate) struct ClusterRestoreArgs {
     /// The database and nothing else
     #[arg(long)]
     pub(crate) only_database: bool,
-    /// Replace what the database holds, and definitions of running guests
+    /// Replace what the database holds, also under jobs of hosts that are gone or silent, and
+    /// definitions of running guests
     #[arg(long)]
     pub(crate) force: bool,
     /// What has another name here: interfaces, paths, PCI addresses, mediated devices, cpus:SET
@@ -202,8 +203,9 @@ const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) enum NodeCommand {
     /// Remove a node: its certificate counts no more, and its configuration is forgotten
     #[command(
-        after_help = "Example:\n  vmtwin cluster node remove node3\n\nThe node may still \
-        know the database's password: change it if the node is not trusted any more."
+        after_help = "Example:\n  vmtwin cluster node remove node3\n\nJobs that it has not finished \
+        are ended: nobody undoes what they began on it. The node may still know the database's password: \
+        change it if the node is not trusted any more."
     )]
     Remove {
         /// Name of the node

@@ -43,7 +43,7 @@ pub(crate) fn restore_database(home: &Home, file: &Path, force: bool) -> Result<
     let copy = make_way(home, &db, &before, force)?;
     let mut from = BufReader::new(archive.reader(&EntryPath::Database)?);
     let loaded = db
-        .load(&mut from, &home.run_dir()?)
+        .load(&mut from, &home.run_dir()?, force)
         .context("the database was not changed")?;
     let nodes = db.run(async |catalog| catalog.nodes().await)?;
     let mut warnings = changed_nodes(&nodes_before, &nodes);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_catalog::{DumpSummary, Loaded, is_postgres_url};
+use vmtwin_catalog::{DumpSummary, Loaded, ProcessIdentity, is_postgres_url};
 
 use crate::EXIT_WARNINGS;
 use crate::cli::CatalogCommand;
@@ -17,6 +17,8 @@ use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
 
+/// Most jobs that a refusal names.
+const MAX_JOBS: usize = 10;
 /// The word for the file in the home folder.
 const FILE: &str = "file";
 
@@ -144,7 +146,7 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
     let before = db.dump(&mut std::io::sink())?;
     let copy = make_way(home, &db, &before, force)?;
     let loaded = db
-        .load(&mut BufReader::new(from), &home.run_dir()?)
+        .load(&mut BufReader::new(from), &home.run_dir()?, force)
         .with_context(|| format!("cannot load {}", file.display()))?;
     Ok(Report {
         catalog: db.place(),
@@ -168,7 +170,7 @@ pub(crate) fn dropped_deletions(loaded: &Loaded) -> Option<String> {
 
 pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     let from = Db::open(home)?;
-    refuse_unfinished(&from)?;
+    refuse_unfinished(&from, force)?;
     let url = (to != FILE).then_some(to);
     let target = match url {
         Some(url) => Db::open_database(home, url)?,
@@ -183,7 +185,7 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
         true => None,
         false => make_way(home, &target, &there, force)?,
     };
-    let content = from.move_to(&target, &home.run_dir()?)?;
+    let content = from.move_to(&target, &home.run_dir()?, force)?;
     home.keep_database(url)?;
     Ok(Report {
         catalog: target.place(),
@@ -194,20 +196,36 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
 }
 
 /// A catalog holds the undos of jobs that run, and of those that were cut off: nobody else knows how to
-/// set their guests right.
-fn refuse_unfinished(db: &Db) -> Result<()> {
-    let jobs = db.run(async |c| c.running_jobs().await)?;
-    let Some(job) = jobs.first() else {
+/// set their guests right. With `force` jobs of hosts are passed over that are no node any more, or were
+/// silent for the lease: they may be gone for good. To be called before anything is changed.
+pub(crate) fn refuse_unfinished(db: &Db, force: bool) -> Result<()> {
+    let jobs = db.run(async |c| c.unfinished_jobs(force).await)?;
+    if jobs.is_empty() {
         return Ok(());
+    }
+    let here = ProcessIdentity::of_self()?.host;
+    let told = jobs.iter().take(MAX_JOBS).map(|job| {
+        let of = job.vm_name.as_deref();
+        let of = of.map_or(String::new(), |vm| format!(" of {vm}"));
+        format!("a {}{of} on {}", job.kind, job.owner.host)
+    });
+    let mut told: Vec<String> = told.collect();
+    if jobs.len() > MAX_JOBS {
+        told.push(format!("{} more", jobs.len() - MAX_JOBS));
+    }
+    let elsewhere = match jobs.iter().all(|job| job.owner.host == here) {
+        true => String::new(),
+        false => format!(
+            ". If a host is gone for good: vmtwin cluster node remove NODE, or give --force, which \
+             passes over hosts that are no node any more, or were silent for {} s",
+            db.run(async |c| c.lease().await)?.as_secs()
+        ),
     };
-    let of = job
-        .vm_name
-        .as_deref()
-        .map_or(String::new(), |vm| format!(" of {vm}"));
     bail!(
-        "{}: a {}{of} is not finished; wait for it, or if it was cut off: vmtwin recover",
+        "{}: not finished: {}; nothing was changed. Wait for them, or if they were cut off, run on \
+         their hosts: vmtwin recover{elsewhere}",
         db.place(),
-        job.kind
+        told.join(", ")
     )
 }
 
@@ -221,7 +239,7 @@ pub(crate) fn make_way(
     if content.rows() == 0 {
         return Ok(None);
     }
-    refuse_unfinished(db)?;
+    refuse_unfinished(db, force)?;
     if !force {
         bail!(
             "{} holds {} rows; give --force to replace them (a copy of them is kept)",

@@ -41,9 +41,13 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             Ok(0)
         }
         ClusterCommand::Node(NodeCommand::Remove { name }) => {
-            let id = cluster::membership::remove(home, name)?;
-            let report = json!({"removed": name, "id": id});
-            ui.result(&report, || format!("{name}: removed"))
+            let (id, ended) = cluster::membership::remove(home, name)?;
+            let report = json!({"removed": name, "id": id, "jobs_ended": ended});
+            let jobs = match ended {
+                0 => String::new(),
+                count => format!("; {count} jobs that it had not finished were ended"),
+            };
+            ui.result(&report, || format!("{name}: removed{jobs}"))
                 .map(|()| 0)
         }
         ClusterCommand::Node(NodeCommand::AllowRestore { names }) => {
