@@ -206,7 +206,23 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
     let url = Postgres::shared().database();
     let (one, _agent1) = first_node(&url);
     let (two, _agent2) = joined(&one, "node2");
-    for step in ["cluster-asked", "cluster-collected", "cluster-dumped"] {
+    let partials = || {
+        let folder = std::fs::read_dir(one.home().join("cluster"));
+        let names = folder
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name());
+        let names = names.map(|name| name.into_string().unwrap());
+        names
+            .filter(|name| name.ends_with(".partial"))
+            .collect::<Vec<_>>()
+    };
+    for step in [
+        "cluster-asked",
+        "cluster-collected",
+        "cluster-dumped",
+        "cluster-zipped",
+    ] {
         let failpoint = format!("{step}=kill");
         let output = one
             .command(&["cluster", "backup"])
@@ -224,8 +240,25 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
         }
     }
     assert_eq!(state(&backup(&two, &[]), "node1"), "collected");
+    // What the last of them left in the folder goes with the next backup; what is being written stays.
+    assert_eq!(partials().len(), 1);
+    let mut slow = one
+        .command(&["cluster", "backup"])
+        .env("VMTWIN_FAILPOINT", "cluster-zipped=sleep:8000")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let left = partials();
+    wait_for("another one is being written", || {
+        let now = partials();
+        now.len() == 1 && now != left
+    });
     let report = backup(&one, &[]);
     assert_eq!(state(&report, "node2"), "collected");
+    assert_eq!(partials().len(), 1);
+    assert!(matches!(slow.wait().unwrap().code(), Some(0 | 3)));
+    assert_eq!(partials().len(), 0);
+    assert_eq!(one.json(&["cluster", "list"]).as_array().unwrap().len(), 2);
 
     // The database of then lets a node in that was put out since.
     one.ok(&["cluster", "node", "remove", "node2"]);

@@ -141,7 +141,9 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let file = folder.join(file_name(&cluster.name, args.label.as_deref(), time)?);
-    let manifest = parts.publish(manifest, &file)?;
+    let zipped = parts.zip(manifest, &file)?;
+    pass("cluster-zipped")?;
+    let manifest = zipped.publish()?;
     pass("cluster-published")?;
     // What was published is read back before older backups go.
     Archive::open(&file)?.verify()?;
