@@ -277,6 +277,47 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
     assert!(warning.contains("cluster node remove node2"), "{warning}");
 }
 
+/// Nodes that do not answer take the time of one of them, not one after the other.
+#[test]
+fn many_that_are_silent_let_nobody_wait() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let (one, _agent1) = first_node(&url);
+    let (_two, _agent2) = joined(&one, "node2");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let now = "2026-01-01T00:00:00.000000Z";
+    let rows = (0..400).map(|number| {
+        let id = format!("00000000-0000-4000-8000-{number:012x}");
+        format!("('{id}', 'dead{number}', 'dead{number}', '0', '{now}', '{now}', '{address}')")
+    });
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    server.sql(
+        database,
+        &format!(
+            "INSERT INTO node (id, name, host, version, joined_at, seen_at, address) VALUES {rows}"
+        ),
+    );
+    let begun = Instant::now();
+    let mut few = Command::new("prlimit");
+    few.args(["--nofile=256:4096", env!("CARGO_BIN_EXE_vmtwin"), "--home"]);
+    few.arg(one.home()).env("VMTWIN_CONFIG", "/dev/null");
+    let output = few
+        .args(["cluster", "backup", "--node-timeout", "4", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 3, "{}", told(&output));
+    let report = document(&output);
+    assert_eq!(state(&report, "node2"), "collected");
+    assert_eq!(state(&report, "dead399"), "missing");
+    assert!(
+        begun.elapsed() < Duration::from_secs(14),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
 #[test]
 fn who_is_no_node_gets_nothing() {
     let server = Postgres::shared();
