@@ -397,6 +397,38 @@ fn a_schedule_backs_up_the_cluster_and_removes_only_what_it_made() {
     );
 }
 
+/// Any node may make a backup that is due: where it keeps them has to be a place of all of them.
+#[test]
+fn backups_by_a_schedule_are_not_scattered_over_the_nodes() {
+    let url = Postgres::shared().database();
+    let one = Vmtwin::new();
+    let create = ["cluster", "create", "lab", "--database", &url];
+    one.ok(&[&create[..], &["--node", "n1"]].concat());
+    let add = |name: &str, more: &[&str]| {
+        let words = ["schedule", "add", name, "--cluster", "--every", "1d"];
+        [&words[..], more].concat().join(" ")
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let run = |line: String| {
+        let line = words(&line);
+        one.run(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(code(&run(add("alone", &[]))), 0);
+    let two = Vmtwin::new();
+    two.ok(&["cluster", "join", "--database", &url, "--node", "n2"]);
+    // What was there before goes on.
+    let shown = one.json(&["schedule", "show", "alone"]);
+    assert_eq!(shown["enabled"], true);
+    let refused = run(add("nodes", &["--keep-last", "14"]));
+    assert_eq!(code(&refused), 1);
+    for way in ["--output", "s3://", "--this-host"] {
+        assert!(told(&refused).contains(way), "{}", told(&refused));
+    }
+    assert_eq!(one.json(&["schedule", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(code(&run(add("here", &["--this-host"]))), 0);
+    assert_eq!(code(&run(add("there", &["--output", "/srv/shared"]))), 0);
+}
+
 /// A backup in a bucket is as good as one in a folder, and is there whole or not at all.
 #[test]
 fn backups_go_to_a_bucket_and_come_back() {
