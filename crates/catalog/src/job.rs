@@ -12,11 +12,11 @@ use crate::open::Catalog;
 use crate::process::ProcessIdentity;
 use crate::row::{Fields, stored_count};
 use crate::setting;
-use crate::sql::{Row, Transaction, query};
+use crate::sql::{Row, Session, Transaction, query, query_built};
 use crate::step;
 use crate::text_enum::text_enum;
 use crate::timestamp;
-use crate::transition::{Change, JobState, check};
+use crate::transition::{Change, JobState, StepState, check};
 use crate::vm;
 
 text_enum!(
@@ -190,13 +190,7 @@ impl Catalog {
     /// The jobs that were cut off: running by their row, but their process, of this host, is gone.
     /// The latest first, so that what was done last is undone first.
     pub async fn dead_jobs(&self) -> Result<Vec<Job>> {
-        let mut read = self.read().await?;
-        let rows = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
-            .bind(JobState::Running.as_str())
-            .fetch_all(&mut read)
-            .await
-            .map_err(database("list jobs that were cut off"))?;
-        let mut jobs = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
+        let mut jobs = running(&mut *self.read().await?).await?;
         jobs.retain(|job| job.owner.is_dead());
         Ok(jobs)
     }
@@ -242,13 +236,14 @@ impl Catalog {
 
     /// All jobs that are not over, the last one first: they run, or were cut off.
     pub async fn running_jobs(&self) -> Result<Vec<Job>> {
-        let mut read = self.read().await?;
-        let rows = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
-            .bind(JobState::Running.as_str())
-            .fetch_all(&mut read)
-            .await
-            .map_err(database("list the jobs that run"))?;
-        rows.iter().map(from_row).collect()
+        running(&mut *self.read().await?).await
+    }
+
+    /// The jobs for whose sake what the catalog holds is not replaced, the last one first: all that are
+    /// not over. With `force` not those whose host is no node any more, or was not heard of for the
+    /// lease: nobody can tell from here that they were cut off.
+    pub async fn unfinished_jobs(&self, force: bool) -> Result<Vec<Job>> {
+        unfinished(&mut *self.read().await?, force).await
     }
 
     /// The latest backup of every VM that had one, however it ended.
@@ -309,18 +304,65 @@ pub(crate) async fn refuse_if_ended(write: &mut Transaction, id: &JobId) -> Resu
     }
 }
 
-/// Refuses if any job is not over: it runs, or was cut off and is to be recovered first.
-pub(crate) async fn refuse_if_any_runs(write: &mut Transaction) -> Result<()> {
-    let row = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at")
-        .bind(JobState::Running.as_str())
-        .fetch_optional(write)
-        .await
-        .map_err(database("look for jobs"))?;
-    match row.as_ref().map(from_row).transpose()? {
+/// Refuses if any job is not over: it runs, or was cut off and is to be recovered first. With `force`
+/// jobs of silent hosts are passed over.
+pub(crate) async fn refuse_if_unfinished(write: &mut Session, force: bool) -> Result<()> {
+    match unfinished(write, force).await?.pop() {
         None => Ok(()),
         Some(job) if job.owner.is_dead() => Err(Error::NotRecovered { job: job.id }),
         Some(job) => Err(busy(job)),
     }
+}
+
+async fn unfinished(session: &mut Session, force: bool) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for job in running(session).await? {
+        if !(force && lease::is_silent(session, &job.owner.host).await?) {
+            jobs.push(job);
+        }
+    }
+    Ok(jobs)
+}
+
+async fn running(session: &mut Session) -> Result<Vec<Job>> {
+    let rows = query("SELECT * FROM job WHERE state = $1 ORDER BY started_at DESC, id DESC")
+        .bind(JobState::Running.as_str())
+        .fetch_all(session)
+        .await
+        .map_err(database("list the jobs that run"))?;
+    rows.iter().map(from_row).collect()
+}
+
+/// Ends the jobs of a host that is no node any more, and closes their journals: what they began there is
+/// undone by nobody. They hold nothing then. Returns how many there were.
+pub(crate) async fn end_those_of(write: &mut Session, host: &str, why: &str) -> Result<u64> {
+    const THEIRS: &str = "SELECT id FROM job WHERE host = $1 AND state = $2";
+    let now = timestamp::to_text(timestamp::now());
+    let running = JobState::Running.as_str();
+    query_built(format!(
+        "UPDATE step SET state = $3, at = $4 WHERE state IN ($5, $6) AND job_id IN ({THEIRS})"
+    ))
+    .bind(host)
+    .bind(running)
+    .bind(StepState::Released.as_str())
+    .bind(&now)
+    .bind(StepState::Registered.as_str())
+    .bind(StepState::Done.as_str())
+    .execute(write)
+    .await
+    .map_err(database("close the journals of a host"))?;
+    let ended = query(
+        "UPDATE job SET state = $3, ended_at = $4, error = $5 WHERE host = $1 AND state = $2",
+    )
+    .bind(host)
+    .bind(running)
+    .bind(JobState::Failed.as_str())
+    .bind(&now)
+    .bind(why)
+    .execute(write)
+    .await
+    .map_err(database("end the jobs of a host"))?;
+    Ok(ended.rows_affected())
 }
 
 fn busy(job: Job) -> Error {

@@ -14,8 +14,9 @@ use time::OffsetDateTime;
 use crate::error::{Error, Result, database};
 use crate::id::{NodeId, VmId};
 use crate::job::Job;
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::open::Catalog;
+use crate::process::ProcessIdentity;
 use crate::row::Fields;
 use crate::setting;
 use crate::sql::{Session, query};
@@ -49,26 +50,27 @@ impl Catalog {
     }
 }
 
-impl Catalog {
-    /// After a copy of an earlier time was loaded: undoes what was right at that time alone. Nodes
-    /// that were heard of since, `before`, are not silent, or others would take their guests; and
-    /// deletions that waited then wait for nothing, as they may have been taken back since.
-    pub async fn wake(&self, before: &[Node]) -> Result<()> {
-        let mut write = self.write().await?;
-        for node in before {
-            query("UPDATE node SET seen_at = $2 WHERE id = $1 AND seen_at < $2")
-                .bind(node.id.as_str())
-                .bind(timestamp::to_text(node.seen_at))
-                .execute(&mut write)
-                .await
-                .map_err(database("note when a node was heard of"))?;
-        }
-        query("DELETE FROM deletion")
-            .execute(&mut write)
+/// After a copy of an earlier time was loaded, and before that is committed: undoes what was right at
+/// that time alone. Nodes are not silent that were heard of since, as `before` says, nor those that
+/// were not known before: or others would take their guests. And deletions that waited then wait for
+/// nothing, as they may have been taken back since; returns how many.
+pub(crate) async fn wake(write: &mut Session, before: &[Node]) -> Result<u64> {
+    let now = timestamp::now();
+    for node in node::list(write).await? {
+        let known = before.iter().find(|known| known.id == node.id);
+        let heard = known.map_or(now, |known| known.seen_at);
+        query("UPDATE node SET seen_at = $2 WHERE id = $1 AND seen_at < $2")
+            .bind(node.id.as_str())
+            .bind(timestamp::to_text(heard))
+            .execute(write)
             .await
-            .map_err(database("take back deletions"))?;
-        self.commit(write).await
+            .map_err(database("note when a node was heard of"))?;
     }
+    let dropped = query("DELETE FROM deletion")
+        .execute(write)
+        .await
+        .map_err(database("take back deletions"))?;
+    Ok(dropped.rows_affected())
 }
 
 impl Node {
@@ -76,6 +78,28 @@ impl Node {
     pub fn is_there(&self, lease: Duration, now: OffsetDateTime) -> bool {
         now - self.seen_at < lease
     }
+}
+
+/// Whether nothing is to be waited for from another host: it is no node any more, or was not heard of for
+/// the lease. Never so of this host, whose processes can be seen.
+pub(crate) async fn is_silent(session: &mut Session, host: &str) -> Result<bool> {
+    if host == ProcessIdentity::of_self()?.host {
+        return Ok(false);
+    }
+    match heard_of(session, host).await? {
+        None => Ok(true),
+        Some(heard) => Ok(timestamp::now() - heard >= of(session).await?),
+    }
+}
+
+/// When a host was heard of last; never where it is no node.
+async fn heard_of(session: &mut Session, host: &str) -> Result<Option<OffsetDateTime>> {
+    let heard = query("SELECT MAX(seen_at) AS heard FROM node WHERE host = $1")
+        .bind(host)
+        .fetch_one(session)
+        .await
+        .map_err(database("ask when a host was heard of"))?;
+    Fields::new("node", &heard).optional_time("heard")
 }
 
 /// Whether a job of another host holds its VM no more: the VM runs on another node now, and nothing
@@ -89,13 +113,8 @@ pub(crate) async fn is_over(session: &mut Session, vm: &VmId, job: &Job) -> Resu
     if host == job.owner.host {
         return Ok(false);
     }
-    let heard = query("SELECT MAX(seen_at) AS heard FROM node WHERE host = $1")
-        .bind(&job.owner.host)
-        .fetch_one(session)
-        .await
-        .map_err(database("ask when a host was heard of"))?;
     // A host that is no node any more was heard of last when its job began.
-    let heard = Fields::new("node", &heard).optional_time("heard")?;
+    let heard = heard_of(session, &job.owner.host).await?;
     if heard.is_some() && state != VmState::Running.as_str() {
         return Ok(false);
     }

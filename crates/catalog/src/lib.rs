@@ -63,7 +63,7 @@ mod vm;
 pub use access::{ApiSession, ApiToken, AuditEntry, Scope};
 pub use deletion::Deletion;
 pub use disk::{Disk, InspectedDisk};
-pub use dump::{DumpSummary, TableSummary};
+pub use dump::{DumpSummary, Loaded, TableSummary};
 pub use error::{Error, Result};
 pub use figures::{Figures, GuestFigures, ScheduleFigures};
 pub use history::{Growth, SnapshotSummary};

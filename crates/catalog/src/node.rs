@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use crate::error::{Error, Result, database};
 use crate::id::NodeId;
+use crate::job;
 use crate::membership;
 use crate::open::Catalog;
 use crate::row::Fields;
@@ -126,9 +127,11 @@ impl Catalog {
     }
 
     /// Removes a node and its last known configuration, and takes its certificates back; its VMs are
-    /// on no node then. It is no error if it is not there.
-    pub async fn remove_node(&self, id: &NodeId) -> Result<()> {
+    /// on no node then, and jobs that its host did not finish are ended: returns how many. It is no
+    /// error if it is not there.
+    pub async fn remove_node(&self, id: &NodeId) -> Result<u64> {
         let mut write = self.write().await?;
+        let ended = end_jobs_of(&mut write, id).await?;
         query("DELETE FROM node WHERE id = $1")
             .bind(id.as_str())
             .execute(&mut write)
@@ -140,22 +143,13 @@ impl Catalog {
             .await
             .map_err(database("remove a node"))?;
         membership::revoke(&mut write, id).await?;
-        self.commit(write).await
+        self.commit(write).await?;
+        Ok(ended)
     }
 
     /// The nodes, by name.
     pub async fn nodes(&self) -> Result<Vec<Node>> {
-        let mut read = self.read().await?;
-        let rows =
-            query(
-                "SELECT id, name, host, version, address, joined_at, seen_at, configuration_at FROM node",
-            )
-            .fetch_all(&mut read)
-            .await
-            .map_err(database("list nodes"))?;
-        let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
-        nodes.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(nodes)
+        list(&mut *self.read().await?).await
     }
 
     /// Keeps the configuration of a node as its last known one.
@@ -197,6 +191,42 @@ impl Catalog {
             Some(row) => Fields::new("node", &row).optional_text("configuration"),
         }
     }
+}
+
+/// Ends what the host of a node that is being removed has not finished; how many jobs.
+async fn end_jobs_of(write: &mut Session, id: &NodeId) -> Result<u64> {
+    let nodes = list(write).await?;
+    let Some(node) = nodes.iter().find(|node| node.id == *id) else {
+        return Ok(0);
+    };
+    // Two nodes of one host are told apart by nothing that a job says.
+    if nodes.iter().any(|n| n.id != *id && n.host == node.host) {
+        return Ok(0);
+    }
+    query("UPDATE vm SET resume_flag = FALSE WHERE node = $1")
+        .bind(id.as_str())
+        .execute(write)
+        .await
+        .map_err(database("remove a node"))?;
+    let why = format!(
+        "its node {} was removed from the cluster before it was finished; nobody undoes what it began \
+         there",
+        node.name
+    );
+    job::end_those_of(write, &node.host, &why).await
+}
+
+/// The nodes, by name.
+pub(crate) async fn list(session: &mut Session) -> Result<Vec<Node>> {
+    let rows = query(
+        "SELECT id, name, host, version, address, joined_at, seen_at, configuration_at FROM node",
+    )
+    .fetch_all(session)
+    .await
+    .map_err(database("list nodes"))?;
+    let mut nodes = rows.iter().map(from_row).collect::<Result<Vec<_>>>()?;
+    nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(nodes)
 }
 
 /// Adds a node, or changes what is noted of it.

@@ -57,7 +57,8 @@ async fn dump(catalog: &Catalog) -> Vec<u8> {
 }
 
 async fn load(into: &Catalog, fresh: &Fresh, mut bytes: &[u8]) -> Result<DumpSummary, Error> {
-    into.load(&mut bytes, fresh.folder.path()).await
+    let loaded = into.load(&mut bytes, fresh.folder.path(), false).await?;
+    Ok(loaded.copied)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,24 +113,32 @@ async fn a_move_leaves_nothing_to_go_on_with() {
     let server = Catalog::open_postgres(&url).await.unwrap();
     let scratch = fresh.folder.path();
     let job = fresh.catalog.start_job(backup(&vm)).await.unwrap();
-    let refused = fresh.catalog.move_to(&server, scratch).await;
+    let refused = fresh.catalog.move_to(&server, scratch, false).await;
     assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
     assert_eq!(server.summary().await.unwrap().rows(), 0);
     let done = Outcome::Done;
     fresh.catalog.finish_job(&job, done, None).await.unwrap();
 
     let before = fresh.catalog.summary().await.unwrap();
-    let moved = fresh.catalog.move_to(&server, scratch).await.unwrap();
+    let moved = fresh
+        .catalog
+        .move_to(&server, scratch, false)
+        .await
+        .unwrap();
     assert_eq!(moved, before);
     let late = fresh.catalog.start_job(backup(&vm)).await;
     assert!(matches!(late, Err(Error::Moved { .. })), "{late:?}");
     // Nor are a job's rows replaced under it.
     let job = server.start_job(backup(&vm)).await.unwrap();
-    let refused = fresh.catalog.move_to(&server, scratch).await;
+    let refused = fresh.catalog.move_to(&server, scratch, false).await;
     assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
     server.finish_job(&job, Outcome::Done, None).await.unwrap();
     assert_eq!(
-        fresh.catalog.move_to(&server, scratch).await.unwrap(),
+        fresh
+            .catalog
+            .move_to(&server, scratch, false)
+            .await
+            .unwrap(),
         before
     );
 }

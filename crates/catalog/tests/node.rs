@@ -12,7 +12,7 @@ use serde_json::json;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 use vmtwin_catalog::{
-    CertificateState, Error, JobState, NewNode, NewVm, NodeId, ProcessIdentity, VmState,
+    CertificateState, Error, JobState, NewNode, NewVm, NodeId, Outcome, ProcessIdentity, VmState,
 };
 
 fn node(id: &NodeId, name: &str, host: &str, version: &str) -> NewNode {
@@ -290,7 +290,8 @@ async fn a_silent_nodes_job_lets_a_guest_go_that_is_on_another_node() {
     assert!(matches!(catalog.lease().await, Err(Error::Damaged { .. })));
 }
 
-/// A copy of an earlier time makes no node silent that was heard of since, and deletes nothing later.
+/// A copy of an earlier time makes no node silent that was heard of since, and deletes nothing later: from
+/// the moment it is there, in the same transaction.
 #[tokio::test]
 async fn what_an_earlier_copy_brings_back_takes_no_guest_and_no_snapshot() {
     let fresh = fresh().await;
@@ -311,10 +312,162 @@ async fn what_an_earlier_copy_brings_back_takes_no_guest_and_no_snapshot() {
     let before = catalog.nodes().await.unwrap();
 
     let scratch = fresh.folder.path();
-    catalog.load(&mut copy.as_slice(), scratch).await.unwrap();
-    assert!(catalog.nodes().await.unwrap()[0].seen_at < before[0].seen_at);
-    assert_eq!(catalog.deletions(None).await.unwrap().len(), 1);
-    catalog.wake(&before).await.unwrap();
+    let loaded = catalog
+        .load(&mut copy.as_slice(), scratch, false)
+        .await
+        .unwrap();
     assert_eq!(catalog.nodes().await.unwrap()[0].seen_at, before[0].seen_at);
     assert!(catalog.deletions(None).await.unwrap().is_empty());
+    assert_eq!(loaded.dropped_deletions, 1);
+    assert_ne!(loaded.content, loaded.copied);
+    assert_eq!(catalog.summary().await.unwrap(), loaded.content);
+    // Again it changes nothing, and says so.
+    let again = catalog
+        .load(&mut copy.as_slice(), scratch, false)
+        .await
+        .unwrap();
+    assert_eq!(again.content, loaded.content);
+}
+
+/// Where nothing was known of the nodes, all of them may be there: none is silent at once.
+#[tokio::test]
+async fn a_copy_in_an_empty_catalog_makes_no_node_silent() {
+    let (lost, fresh) = (fresh().await, fresh().await);
+    lost.catalog.create_cluster("lab").await.unwrap();
+    let one = NodeId::random().unwrap();
+    let joined = node(&one, "n1", "n1", "1");
+    lost.catalog.join_node(&joined).await.unwrap();
+    let due = OffsetDateTime::now_utc();
+    let ids = ["s1".to_owned()];
+    let waits = lost.catalog.put_off_deletion("r1", &ids, due).await;
+    waits.unwrap();
+    let mut copy = Vec::new();
+    lost.catalog.dump(&mut copy).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+
+    let begun = OffsetDateTime::now_utc();
+    let (scratch, catalog) = (fresh.folder.path(), &fresh.catalog);
+    let loaded = catalog
+        .load(&mut copy.as_slice(), scratch, false)
+        .await
+        .unwrap();
+    assert!(catalog.nodes().await.unwrap()[0].seen_at >= begun - Duration::milliseconds(1));
+    assert!(catalog.deletions(None).await.unwrap().is_empty());
+    assert_eq!(loaded.dropped_deletions, 1);
+}
+
+/// A move is of now: nodes are as silent as they were, and what waits goes on waiting.
+#[tokio::test]
+async fn a_move_keeps_what_waits() {
+    let (from, to) = (fresh().await, fresh().await);
+    from.catalog.create_cluster("lab").await.unwrap();
+    let one = NodeId::random().unwrap();
+    let joined = node(&one, "n1", "n1", "1");
+    from.catalog.join_node(&joined).await.unwrap();
+    let due = OffsetDateTime::now_utc() + Duration::minutes(1);
+    let ids = ["s1".to_owned()];
+    let waits = from.catalog.put_off_deletion("r1", &ids, due).await;
+    waits.unwrap();
+    let scratch = from.folder.path();
+    from.catalog
+        .move_to(&to.catalog, scratch, false)
+        .await
+        .unwrap();
+    assert_eq!(to.catalog.deletions(None).await.unwrap().len(), 1);
+    assert_eq!(
+        to.catalog.nodes().await.unwrap(),
+        from.catalog.nodes().await.unwrap()
+    );
+}
+
+/// A host that died leaves its jobs running for ever: they are passed over where that is asked for and
+/// nothing is heard of it, and end with its node.
+#[tokio::test]
+async fn jobs_of_a_dead_host_stand_in_no_way() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    let own = ProcessIdentity::of_self().unwrap();
+    let (here, far) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    for (id, name, host) in [(&here, "here", &*own.host), (&far, "far", "far.example")] {
+        catalog.join_node(&node(id, name, host, "1")).await.unwrap();
+    }
+    let vm = NewVm {
+        node: Some(far.clone()),
+        ..guest("web")
+    };
+    let vm = catalog.add_vm(vm).await.unwrap();
+    let at = |host: &str| ProcessIdentity {
+        host: host.to_owned(),
+        ..own.clone()
+    };
+    let theirs = at("far.example");
+    let theirs = catalog.start_job_as(backup(&vm), &theirs).await.unwrap();
+    catalog
+        .record_pause(&theirs, &vm, "pause", &json!({"undo": "resume"}))
+        .await
+        .unwrap();
+    let mut copy = Vec::new();
+    catalog.dump(&mut copy).await.unwrap();
+    let hosts = async |force| -> Vec<String> {
+        let jobs = catalog.unfinished_jobs(force).await.unwrap();
+        jobs.into_iter().map(|job| job.owner.host).collect()
+    };
+
+    // It was heard of a moment ago.
+    let scratch = fresh.folder.path();
+    assert_eq!(hosts(true).await, ["far.example"]);
+    let refused = catalog.load(&mut copy.as_slice(), scratch, true).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    catalog.set_setting("cluster.lease-s", "1").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    assert_eq!(hosts(false).await, ["far.example"]);
+    let refused = catalog.load(&mut copy.as_slice(), scratch, false).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert!(hosts(true).await.is_empty());
+    // A job of this host is never passed over, however long nothing was heard of its node.
+    let ours = catalog.add_vm(guest("ours")).await.unwrap();
+    let ours = catalog.start_job(backup(&ours)).await.unwrap();
+    assert_eq!(hosts(true).await, [own.host.as_str()]);
+    let done = Outcome::Done;
+    catalog.finish_job(&ours, done, None).await.unwrap();
+    // The copy was made while the job ran: it is back.
+    catalog
+        .load(&mut copy.as_slice(), scratch, true)
+        .await
+        .unwrap();
+    assert_eq!(hosts(false).await, ["far.example"]);
+
+    assert_eq!(catalog.remove_node(&far).await.unwrap(), 1);
+    let ended = catalog.job(&theirs).await.unwrap();
+    assert_eq!(ended.state, JobState::Failed);
+    assert!(ended.error.unwrap().contains("far was removed"));
+    assert!(catalog.open_steps(&theirs).await.unwrap().is_empty());
+    assert!(!catalog.vm(&vm).await.unwrap().resume_flag);
+    catalog.start_job(backup(&vm)).await.unwrap();
+    // A host that is no node is not heard of at all.
+    let stray = at("stray.example");
+    let other = catalog.add_vm(guest("other")).await.unwrap();
+    catalog.start_job_as(backup(&other), &stray).await.unwrap();
+    assert_eq!(hosts(true).await, [own.host.as_str()]);
+    assert_eq!(hosts(false).await.len(), 2);
+    catalog.check().await.unwrap();
+}
+
+/// Two nodes that say that they are one host (containers): the jobs are those of the one that stays.
+#[tokio::test]
+async fn a_removed_node_ends_no_job_of_its_namesake() {
+    let fresh = fresh().await;
+    let catalog = &fresh.catalog;
+    catalog.create_cluster("lab").await.unwrap();
+    let own = ProcessIdentity::of_self().unwrap();
+    let (one, two) = (NodeId::random().unwrap(), NodeId::random().unwrap());
+    for (id, name) in [(&one, "n1"), (&two, "n2")] {
+        let joined = node(id, name, &own.host, "1");
+        catalog.join_node(&joined).await.unwrap();
+    }
+    let vm = catalog.add_vm(guest("web")).await.unwrap();
+    let job = catalog.start_job(backup(&vm)).await.unwrap();
+    assert_eq!(catalog.remove_node(&two).await.unwrap(), 0);
+    assert_eq!(catalog.job(&job).await.unwrap().state, JobState::Running);
 }

@@ -11,6 +11,7 @@
 //! | `chain.rs` | from guests down to hardware |
 //! | `xml.rs` | definitions as trees |
 //! | `archive/write.rs` | parts that arrive in any order become one zip file |
+//! | `archive/partial.rs` | the file meanwhile, and what others left of theirs |
 //! | `archive/read.rs` | the way back, from a file that may come from anywhere |
 //!
 //! It knows nothing of repositories or catalogs: the copy of a database is a stream of bytes to it.

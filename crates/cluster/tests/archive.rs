@@ -87,7 +87,9 @@ fn good() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lab.zip");
     parts(folder.path(), [0, 1, 2])
-        .publish(manifest(), &path)
+        .zip(manifest(), &path)
+        .unwrap()
+        .publish()
         .unwrap();
     (folder, path)
 }
@@ -153,7 +155,7 @@ fn sealed_secrets_are_entries_that_the_manifest_tells_of() {
         for entry in entries {
             parts.add(entry.clone(), &mut &b"sealed"[..]).unwrap();
         }
-        parts.publish(manifest, &path)
+        parts.zip(manifest, &path)?.publish()
     };
     let both = [secrets.clone(), EntryPath::SecretsIdentity];
     for (manifest, entries) in [
@@ -182,7 +184,7 @@ fn the_same_parts_in_any_order_are_the_same_bytes() {
     for (at, order) in [[0, 1, 2], [2, 1, 0], [1, 2, 0]].into_iter().enumerate() {
         let path = folder.path().join(format!("{at}.zip"));
         let parts = parts(folder.path(), order);
-        parts.publish(manifest(), &path).unwrap();
+        parts.zip(manifest(), &path).unwrap().publish().unwrap();
         archives.push(std::fs::read(path).unwrap());
     }
     assert!(archives[1..].iter().all(|one| *one == archives[0]));
@@ -194,7 +196,7 @@ fn an_archive_is_whole_or_not_there() {
     let path = folder.path().join("lab.zip");
     let mut lacking = Parts::new(folder.path()).unwrap();
     lacking.add(entry("node1"), &mut &b"<x/>"[..]).unwrap();
-    let error = lacking.publish(manifest(), &path).unwrap_err();
+    let error = lacking.zip(manifest(), &path).unwrap_err();
     assert!(matches!(error, Error::Manifest { .. }), "{error:?}");
 
     let mut broken = parts(folder.path(), [0, 1, 2]);
@@ -206,7 +208,8 @@ fn an_archive_is_whole_or_not_there() {
     assert!(matches!(twice, Error::Twice { .. }), "{twice:?}");
 
     std::fs::write(&path, "mine").unwrap();
-    let error = broken.publish(manifest(), &path).unwrap_err();
+    let zipped = broken.zip(manifest(), &path).unwrap();
+    let error = zipped.publish().unwrap_err();
     assert!(matches!(error, Error::Exists { .. }), "{error:?}");
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
@@ -219,6 +222,33 @@ struct Failing;
 impl Read for Failing {
     fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
         Err(std::io::ErrorKind::ConnectionReset.into())
+    }
+}
+
+/// Of a process that died there is a partial without a lock; one that is being written has its lock.
+#[test]
+fn what_a_dead_writer_left_goes_and_what_is_being_written_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("out");
+    std::fs::create_dir(&to).unwrap();
+    std::fs::write(to.join(".vmtwin-cluster-dead.partial"), "half").unwrap();
+    for other in [".vmtwin-cluster-other", "other.partial"] {
+        std::fs::write(to.join(other), "mine").unwrap();
+    }
+    let zipped = |name: &str| {
+        let parts = parts(folder.path(), [0, 1, 2]);
+        parts.zip(manifest(), &to.join(name)).unwrap()
+    };
+    let names = || std::fs::read_dir(&to).unwrap().count();
+    let first = zipped("first.zip");
+    assert_eq!(names(), 3);
+    let second = zipped("second.zip");
+    assert_eq!(names(), 4);
+    second.publish().unwrap();
+    first.publish().unwrap();
+    assert_eq!(names(), 4);
+    for name in ["first.zip", "second.zip"] {
+        Archive::open(&to.join(name)).unwrap().verify().unwrap();
     }
 }
 

@@ -296,7 +296,8 @@ pub(crate) enum CatalogCommand {
     Load {
         /// Copy that `catalog dump` made
         file: PathBuf,
-        /// Replace what the catalog holds; a copy of that is kept in the home folder
+        /// Replace what the catalog holds, also under jobs of hosts that are gone or silent; a copy of it
+        /// is kept in the home folder
         #[arg(long)]
         force: bool,
     },
@@ -312,7 +313,8 @@ pub(crate) enum CatalogCommand {
         /// postgres://USER@HOST/DATABASE, or the word file
         #[arg(long, value_name = "URL", value_parser = crate::command::catalog::place)]
         to: String,
-        /// Replace what is there; a copy of that is kept in the home folder
+        /// Replace what is there, also under jobs of hosts that are gone or silent; a copy of it is kept in
+        /// the home folder
         #[arg(long)]
         force: bool,
     },

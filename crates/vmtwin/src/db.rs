@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use vmtwin_catalog::{Catalog, DumpSummary};
+use vmtwin_catalog::{Catalog, DumpSummary, Loaded};
 
 use crate::cancel::Cancel;
 use crate::home::Home;
@@ -78,15 +78,21 @@ impl Db {
         &self,
         from: &mut (dyn BufRead + Send),
         scratch: &Path,
-    ) -> vmtwin_catalog::Result<DumpSummary> {
+        force: bool,
+    ) -> vmtwin_catalog::Result<Loaded> {
         let mut from = UntilCancelled(from, &self.cancel);
         let mut from = BufReader::new(&mut from);
-        self.wait(self.catalog.load(&mut from, scratch))
+        self.wait(self.catalog.load(&mut from, scratch, force))
     }
 
     /// Moves to another catalog.
-    pub(crate) fn move_to(&self, to: &Db, scratch: &Path) -> vmtwin_catalog::Result<DumpSummary> {
-        self.wait(self.catalog.move_to(&to.catalog, scratch))
+    pub(crate) fn move_to(
+        &self,
+        to: &Db,
+        scratch: &Path,
+        force: bool,
+    ) -> vmtwin_catalog::Result<DumpSummary> {
+        self.wait(self.catalog.move_to(&to.catalog, scratch, force))
     }
 
     fn wait<F: Future>(&self, future: F) -> F::Output {

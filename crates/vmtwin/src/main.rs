@@ -151,7 +151,7 @@ fn run(cli: &Cli) -> Result<i32> {
         }
         Command::Restore(args) => command::restore::run(&home, &ui, &cancel, args),
         Command::Export(args) => command::export::run(&home, &ui, &cancel, args),
-        Command::Catalog(args) => command::catalog::run(&home, &ui, args).map(|()| 0),
+        Command::Catalog(args) => command::catalog::run(&home, &ui, args),
         Command::Cluster(args) => command::cluster::run(&home, &ui, args),
         Command::Vm(_)
         | Command::Backup(_)

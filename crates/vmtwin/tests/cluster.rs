@@ -158,6 +158,88 @@ fn a_cluster_is_backed_up_lost_and_brought_back() {
     assert_eq!(one.json(&["catalog", "show"])["tables"], content);
 }
 
+/// What waited for its deletion then is not deleted now, and the report says so.
+#[test]
+fn a_restored_database_deletes_nothing() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let node = Vmtwin::new();
+    let create = ["cluster", "create", "lab", "--database", &url];
+    node.ok(&[&create[..], &["--node", "n1"]].concat());
+    let long_ago = "2026-01-01T00:00:00.000000Z";
+    server.sql(
+        database,
+        &format!("INSERT INTO deletion VALUES ('r1', 's1', '{long_ago}', '{long_ago}')"),
+    );
+    let report = done(&node, &["cluster", "backup"]);
+    let file = report["file"].as_str().unwrap();
+    let restore = ["cluster", "restore", file, "--only-database", "--force"];
+    let restored = warned(
+        &node.run(&[&restore[..], &["--json"]].concat()),
+        "1 snapshots waited",
+    );
+    assert_eq!(restored["unchanged"], false);
+    assert_eq!(
+        server.sql(database, "SELECT count(*) FROM deletion"),
+        "0",
+        "{restored}"
+    );
+
+    let copy = node.path("copy.jsonl");
+    node.ok(&["catalog", "dump", text(&copy)]);
+    node.ok(&["catalog", "load", text(&copy), "--force"]);
+}
+
+/// A host that died for good leaves a job that nobody can end from elsewhere. It stands in no way for ever.
+#[test]
+fn a_job_of_a_dead_host_is_passed_over_or_ended() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let sql = |statement: &str| server.sql(database, statement);
+    let [one, _, _] = three_nodes(&url);
+    let long_ago = "2026-01-01T00:00:00.000000Z";
+    sql("UPDATE node SET host = 'dead.example' WHERE name = 'node3'");
+    sql(&format!(
+        "INSERT INTO job (id, kind, vm_name, state, owner_pid, owner_start, owner_boot, host, started_at) \
+         VALUES ('11111111-9dad-41d1-80b4-00c04fd430c8', 'backup', 'web', 'running', 1, 1, 'b', \
+         'dead.example', '{long_ago}')"
+    ));
+    // A copy, and a backup, that bring the job back.
+    let copy = one.path("copy.jsonl");
+    one.ok(&["catalog", "dump", text(&copy)]);
+    let report = done(&one, &["cluster", "backup"]);
+    let file = report["file"].as_str().unwrap();
+    let load = ["catalog", "load", text(&copy), "--force"];
+    let restore = ["cluster", "restore", file, "--only-database", "--force"];
+    let ways = [
+        "a backup of web on dead.example",
+        "vmtwin recover",
+        "cluster node remove",
+        "--force",
+    ];
+    // The node was heard of a moment ago: its job may run.
+    one.fails(&load, &ways);
+    one.fails(&restore, &ways);
+    sql(&format!(
+        "UPDATE node SET seen_at = '{long_ago}' WHERE name = 'node3'"
+    ));
+    one.fails(&load[..3], &ways);
+    one.fails(&restore[..4], &ways);
+    one.ok(&load);
+    // By the copy it was heard of until then: it is silent no more.
+    sql(&format!(
+        "UPDATE node SET seen_at = '{long_ago}' WHERE name = 'node3'"
+    ));
+    done(&one, &restore);
+    let removed = one.json(&["cluster", "node", "remove", "node3"]);
+    assert_eq!(removed["jobs_ended"], 1, "{removed}");
+    let refused = one.fails(&load[..3], &["rows"]);
+    assert!(!refused.contains("not finished"), "{refused}");
+    one.ok(&["catalog", "load", text(&copy), "--force"]);
+}
+
 /// The nodes as they were listed, but for when they were seen last.
 fn nodes_of_backup(before: &Value, after: &Value) -> Value {
     let mut before = before.clone();
@@ -323,6 +405,38 @@ fn a_schedule_backs_up_the_cluster_and_removes_only_what_it_made() {
         runs.as_array().unwrap().iter().filter(done).count() >= 3,
         "{runs}"
     );
+}
+
+/// Any node may make a backup that is due: where it keeps them has to be a place of all of them.
+#[test]
+fn backups_by_a_schedule_are_not_scattered_over_the_nodes() {
+    let url = Postgres::shared().database();
+    let one = Vmtwin::new();
+    let create = ["cluster", "create", "lab", "--database", &url];
+    one.ok(&[&create[..], &["--node", "n1"]].concat());
+    let add = |name: &str, more: &[&str]| {
+        let words = ["schedule", "add", name, "--cluster", "--every", "1d"];
+        [&words[..], more].concat().join(" ")
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let run = |line: String| {
+        let line = words(&line);
+        one.run(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(code(&run(add("alone", &[]))), 0);
+    let two = Vmtwin::new();
+    two.ok(&["cluster", "join", "--database", &url, "--node", "n2"]);
+    // What was there before goes on.
+    let shown = one.json(&["schedule", "show", "alone"]);
+    assert_eq!(shown["enabled"], true);
+    let refused = run(add("nodes", &["--keep-last", "14"]));
+    assert_eq!(code(&refused), 1);
+    for way in ["--output", "s3://", "--this-host"] {
+        assert!(told(&refused).contains(way), "{}", told(&refused));
+    }
+    assert_eq!(one.json(&["schedule", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(code(&run(add("here", &["--this-host"]))), 0);
+    assert_eq!(code(&run(add("there", &["--output", "/srv/shared"]))), 0);
 }
 
 /// A backup in a bucket is as good as one in a folder, and is there whole or not at all.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::agents::{
     Agent, Hostile, address, backup, database_of, first_node, joined, line, log, state, tls_of,
-    token,
+    token, wait_for,
 };
 use common::{PATIENCE, Vmtwin, code, document, text, told};
 use serde_json::Value;
@@ -116,7 +116,23 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
     let url = Postgres::shared().database();
     let (one, _agent1) = first_node(&url);
     let (two, _agent2) = joined(&one, "node2");
-    for step in ["cluster-asked", "cluster-collected", "cluster-dumped"] {
+    let partials = || {
+        let folder = std::fs::read_dir(one.home().join("cluster"));
+        let names = folder
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name());
+        let names = names.map(|name| name.into_string().unwrap());
+        names
+            .filter(|name| name.ends_with(".partial"))
+            .collect::<Vec<_>>()
+    };
+    for step in [
+        "cluster-asked",
+        "cluster-collected",
+        "cluster-dumped",
+        "cluster-zipped",
+    ] {
         let failpoint = format!("{step}=kill");
         let output = one
             .command(&["cluster", "backup"])
@@ -134,8 +150,25 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
         }
     }
     assert_eq!(state(&backup(&two, &[]), "node1"), "collected");
+    // What the last of them left in the folder goes with the next backup; what is being written stays.
+    assert_eq!(partials().len(), 1);
+    let mut slow = one
+        .command(&["cluster", "backup"])
+        .env("VMTWIN_FAILPOINT", "cluster-zipped=sleep:8000")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let left = partials();
+    wait_for("another one is being written", || {
+        let now = partials();
+        now.len() == 1 && now != left
+    });
     let report = backup(&one, &[]);
     assert_eq!(state(&report, "node2"), "collected");
+    assert_eq!(partials().len(), 1);
+    assert!(matches!(slow.wait().unwrap().code(), Some(0 | 3)));
+    assert_eq!(partials().len(), 0);
+    assert_eq!(one.json(&["cluster", "list"]).as_array().unwrap().len(), 2);
 
     // The database of then lets a node in that was put out since.
     one.ok(&["cluster", "node", "remove", "node2"]);
@@ -152,6 +185,47 @@ fn a_coordinator_that_dies_leaves_no_file_and_the_next_one_succeeds() {
     assert_eq!(code(&output), 3, "{}", told(&output));
     let warning = document(&output)["warnings"][0].to_string();
     assert!(warning.contains("cluster node remove node2"), "{warning}");
+}
+
+/// Nodes that do not answer take the time of one of them, not one after the other.
+#[test]
+fn many_that_are_silent_let_nobody_wait() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let (one, _agent1) = first_node(&url);
+    let (_two, _agent2) = joined(&one, "node2");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let now = "2026-01-01T00:00:00.000000Z";
+    let rows = (0..400).map(|number| {
+        let id = format!("00000000-0000-4000-8000-{number:012x}");
+        format!("('{id}', 'dead{number}', 'dead{number}', '0', '{now}', '{now}', '{address}')")
+    });
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    server.sql(
+        database,
+        &format!(
+            "INSERT INTO node (id, name, host, version, joined_at, seen_at, address) VALUES {rows}"
+        ),
+    );
+    let begun = Instant::now();
+    let mut few = Command::new("prlimit");
+    few.args(["--nofile=256:4096", env!("CARGO_BIN_EXE_vmtwin"), "--home"]);
+    few.arg(one.home()).env("VMTWIN_CONFIG", "/dev/null");
+    let output = few
+        .args(["cluster", "backup", "--node-timeout", "4", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 3, "{}", told(&output));
+    let report = document(&output);
+    assert_eq!(state(&report, "node2"), "collected");
+    assert_eq!(state(&report, "dead399"), "missing");
+    assert!(
+        begun.elapsed() < Duration::from_secs(14),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]

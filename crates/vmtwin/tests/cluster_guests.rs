@@ -370,7 +370,9 @@ fn all_nodes_follow_a_schedule() {
     let added = lab.n1.ok(&[&add[..], &["--consistency", "crash"]].concat());
     assert!(added["spec"]["host"].is_null(), "{added}");
     let nodes = ["schedule", "add", "nodes", "--every", "8s", "--cluster"];
-    lab.n2.ok(&nodes);
+    let folder = lab.n2.host.file("backups");
+    lab.n2
+        .ok(&[&nodes[..], &["--output", text(&folder)]].concat());
     let mut wanted = vec![
         ("one", "n1", "done"),
         ("two", "n2", "done"),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::lab::{Node, backup, hindered, ip, lab, of};
 use common::{PATIENCE, code, document, text, told};
 use serde_json::Value;
-use vmtwin_testkit::Postgres;
+use vmtwin_testkit::{Postgres, run};
 
 fn deployed(report: &Value, name: &str) -> usize {
     let node = of(report, name);
@@ -129,6 +129,33 @@ fn one_node_restores_all_that_let_it() {
         refused.as_str().unwrap().contains("does not let n1"),
         "{refused}"
     );
+}
+
+/// An agent that cannot see what its libvirt defines gives nothing: what was known counts.
+#[test]
+fn an_agent_whose_libvirt_is_down_is_not_collected() {
+    if hindered() {
+        return;
+    }
+    let (nodes, _) = lab();
+    let (_, report) = backup(&nodes[0], &["--require-all"]);
+    let known = of(&report, "n2")["as_of"].clone();
+    nodes[1].host.kill_libvirtd();
+    for what_to_do in ["restart libvirtd", "start libvirtd"] {
+        let (file, report) = backup(&nodes[0], &[]);
+        let node = of(&report, "n2");
+        assert_eq!(node["state"], "last-known", "{report}");
+        assert_eq!(node["as_of"], known);
+        let error = node["error"].as_str().unwrap();
+        assert!(error.contains(what_to_do), "{error}");
+        assert_eq!(of(&report, "n3")["state"], "collected", "{report}");
+        let view = nodes[0].ends(&["cluster", "view", text(&file), "--node", "n2"], 0);
+        assert!(view.to_string().contains("<name>guest-n2</name>"), "{view}");
+        let refused = nodes[0].ends(&["cluster", "backup", "--require-all"], 1);
+        assert!(refused.as_str().unwrap().contains("nothing was written"));
+        // Then its sockets go too.
+        run(nodes[1].host.command("rm").args(["-rf", "/run/libvirt"]));
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, dump_file};
 use crate::job;
+use crate::lease;
+use crate::node;
 use crate::open::Catalog;
 use crate::schema::newest_schema;
 use crate::setting;
@@ -111,6 +113,26 @@ struct Trailer {
     sha256: String,
 }
 
+/// What loading a copy did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// What the copy held; all of it was read back before it was committed.
+    pub copied: DumpSummary,
+    /// What the catalog holds now.
+    pub content: DumpSummary,
+    /// Deletions that waited when the copy was made, and do not any more.
+    pub dropped_deletions: u64,
+}
+
+/// Of when a copy is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    /// Of now: the catalog moves, and all in it is as true as before.
+    Now,
+    /// Of an earlier time.
+    Earlier,
+}
+
 impl Catalog {
     /// Writes a complete copy, of one instant. Needs memory for some rows, not for all.
     pub async fn dump(&self, to: &mut (dyn Write + Send)) -> Result<DumpSummary> {
@@ -118,15 +140,17 @@ impl Catalog {
         write::dump(&mut read, to).await
     }
 
-    /// Makes the content of this catalog that of a copy: all of it or, on any error, nothing. Refused
-    /// with [`Error::Busy`] or [`Error::NotRecovered`] while a job of this one is not over. In
-    /// the folder `scratch`, which must be private, a copy of an older schema is brought up to
-    /// date; what is made there is removed.
+    /// Makes the content of this catalog that of a copy of an earlier time: all of it or, on any error,
+    /// nothing. In the same transaction what was true at that time alone is undone: no node is silent
+    /// that was not before, and no deletion waits. Refused with [`Error::Busy`] or
+    /// [`Error::NotRecovered`] while there are [`Catalog::unfinished_jobs`]. In the folder `scratch`, which
+    /// must be private, a copy of an older schema is brought up to date; what is made there is removed.
     pub async fn load(
         &self,
         from: &mut (dyn BufRead + Send),
         scratch: &Path,
-    ) -> Result<DumpSummary> {
+        force: bool,
+    ) -> Result<Loaded> {
         let mut from = load::Reader::new(from);
         let header = from.header()?;
         let known = newest_schema();
@@ -135,17 +159,27 @@ impl Catalog {
                 found: schema,
                 known,
             }),
-            schema if schema < known => self.load_older(from, schema, scratch).await,
-            _ => self.load_same(from).await,
+            schema if schema < known => self.load_older(from, schema, scratch, force).await,
+            _ => self.load_same(from, Age::Earlier, force).await,
         }
     }
 
-    async fn load_same(&self, mut from: load::Reader<'_>) -> Result<DumpSummary> {
+    async fn load_same(&self, mut from: load::Reader<'_>, age: Age, force: bool) -> Result<Loaded> {
         let mut write = self.write().await?;
-        job::refuse_if_any_runs(&mut write).await?;
-        let summary = load::load(&mut write, &mut from).await?;
+        job::refuse_if_unfinished(&mut write, force).await?;
+        let loaded = match age {
+            Age::Now => {
+                let copied = load::load(&mut write, &mut from).await?;
+                Loaded {
+                    content: copied.clone(),
+                    copied,
+                    dropped_deletions: 0,
+                }
+            }
+            Age::Earlier => load_earlier(&mut write, &mut from).await?,
+        };
         self.commit(write).await?;
-        Ok(summary)
+        Ok(loaded)
     }
 
     async fn load_older(
@@ -153,38 +187,48 @@ impl Catalog {
         from: load::Reader<'_>,
         schema: i64,
         scratch: &Path,
-    ) -> Result<DumpSummary> {
+        force: bool,
+    ) -> Result<Loaded> {
         let folder = tempfile::Builder::new()
             .prefix("catalog-")
             .tempdir_in(scratch)
             .map_err(dump_file)?;
         let path = folder.path().join("catalog.db");
         let older = Catalog::open_at(&path, schema).await?;
-        older.load_same(from).await?;
+        older.load_same(from, Age::Now, false).await?;
         older.close().await;
         let current = Catalog::open(&path).await?;
-        let summary = current.copy_to(self, folder.path()).await?;
+        let mut source = current.write().await?;
+        let loaded = copy(&mut source, (self, force), Age::Earlier, folder.path()).await?;
+        drop(source);
         current.close().await;
-        Ok(summary)
+        Ok(loaded)
     }
 
     /// Makes the content of another catalog that of this one. Nothing is written to this one
     /// meanwhile.
     pub async fn copy_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
-        copy(&mut *self.write().await?, other, scratch).await
+        let mut source = self.write().await?;
+        let loaded = copy(&mut source, (other, false), Age::Now, scratch).await?;
+        Ok(loaded.content)
     }
 
-    /// Moves to another catalog, whose content is replaced. Refused with [`Error::Busy`] while a
-    /// job runs. This one keeps its rows, and starts no job any more ([`Error::Moved`]): a process
-    /// that still has it open must not go on with it. May be repeated.
-    pub async fn move_to(&self, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
+    /// Moves to another catalog, whose content is replaced. Refused with [`Error::Busy`] while either has
+    /// [`Catalog::unfinished_jobs`]. This one keeps its rows, and starts no job any more
+    /// ([`Error::Moved`]): a process that still has it open must not go on with it. May be repeated.
+    pub async fn move_to(
+        &self,
+        other: &Catalog,
+        scratch: &Path,
+        force: bool,
+    ) -> Result<DumpSummary> {
         let mut write = self.write().await?;
-        job::refuse_if_any_runs(&mut write).await?;
+        job::refuse_if_unfinished(&mut write, force).await?;
         setting::mark_moved(&mut write, None).await?;
-        let copied = copy(&mut write, other, scratch).await?;
+        let loaded = copy(&mut write, (other, force), Age::Now, scratch).await?;
         setting::mark_moved(&mut write, Some(&other.place())).await?;
         self.commit(write).await?;
-        Ok(copied)
+        Ok(loaded.content)
     }
 
     /// What every table holds: counts and hashes that are the same in both databases.
@@ -193,7 +237,33 @@ impl Catalog {
     }
 }
 
-async fn copy(source: &mut Session, other: &Catalog, scratch: &Path) -> Result<DumpSummary> {
+/// Loads a copy of an earlier time, and undoes what was true then alone.
+async fn load_earlier(write: &mut Session, from: &mut load::Reader<'_>) -> Result<Loaded> {
+    let before = node::list(write).await?;
+    let copied = load::load(write, from).await?;
+    let dropped_deletions = lease::wake(write, &before).await?;
+    let mut content = copied.clone();
+    for table in table::tables(write).await? {
+        let changed = ["deletion", "node"].contains(&table.name.as_str());
+        let mut summaries = content.tables.iter_mut();
+        let summary = summaries.find(|summary| changed && summary.table == table.name);
+        if let Some(summary) = summary {
+            *summary = write::summarize(write, &table).await?;
+        }
+    }
+    Ok(Loaded {
+        copied,
+        content,
+        dropped_deletions,
+    })
+}
+
+async fn copy(
+    source: &mut Session,
+    (other, force): (&Catalog, bool),
+    age: Age,
+    scratch: &Path,
+) -> Result<Loaded> {
     let mut file = tempfile::tempfile_in(scratch).map_err(dump_file)?;
     let mut buffered = BufWriter::new(&mut file);
     let dumped = write::dump(source, &mut buffered).await?;
@@ -203,8 +273,8 @@ async fn copy(source: &mut Session, other: &Catalog, scratch: &Path) -> Result<D
     let mut file = BufReader::new(file);
     let mut from = load::Reader::new(&mut file);
     from.header()?;
-    let loaded = other.load_same(from).await?;
-    match loaded == dumped {
+    let loaded = other.load_same(from, age, force).await?;
+    match loaded.copied == dumped {
         true => Ok(loaded),
         false => Err(Error::BadDump {
             why: "what was loaded is not what was dumped".to_owned(),
@@ -246,7 +316,11 @@ mod tests {
         let target = Catalog::open(&folder.path().join("target.db"))
             .await
             .unwrap();
-        let loaded = target.load(&mut &copy[..], folder.path()).await.unwrap();
+        let loaded = target
+            .load(&mut &copy[..], folder.path(), false)
+            .await
+            .unwrap();
+        let loaded = loaded.content;
         assert_eq!(loaded.schema, newest_schema());
         let upgraded = Catalog::open(&path).await.unwrap();
         assert_eq!(upgraded.summary().await.unwrap(), loaded);

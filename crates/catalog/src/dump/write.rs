@@ -63,6 +63,15 @@ pub(super) async fn dump(
     })
 }
 
+/// What one table holds now.
+pub(super) async fn summarize(session: &mut Session, table: &Table) -> Result<TableSummary> {
+    let mut lines = Lines {
+        to: &mut std::io::sink(),
+        all: Hash::new(),
+    };
+    dump_table(session, table, &mut lines).await
+}
+
 /// Where the lines go.
 struct Lines<'a> {
     to: &'a mut (dyn Write + Send),

@@ -14,11 +14,12 @@
 //! zip64, no links, no encryption, no name but the above, no name twice, no more bytes than the
 //! manifest says, and all of it bounded before it is read.
 
+mod partial;
 mod read;
 mod write;
 
 pub use read::{Archive, EntryReader};
-pub use write::{PartWriter, Parts};
+pub use write::{PartWriter, Parts, Zipped};
 
 /// The first entry.
 const MANIFEST: &str = "manifest.json";

@@ -10,7 +10,7 @@ use tempfile::{NamedTempFile, TempDir};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, System, ZipWriter};
 
-use super::{MANIFEST, MAX_ARCHIVE_BYTES};
+use super::{MANIFEST, MAX_ARCHIVE_BYTES, partial};
 use crate::error::{Error, Result};
 use crate::hash::Hash;
 use crate::manifest::{Entry, Manifest};
@@ -106,9 +106,10 @@ impl Parts {
         Ok(())
     }
 
-    /// Makes the archive of the parts. It appears under its name as a whole, for this user alone,
-    /// and never in place of another file. `manifest.entries` is filled in here.
-    pub fn publish(self, mut manifest: Manifest, to: &Path) -> Result<Manifest> {
+    /// Makes the archive of the parts, for this user alone; `manifest.entries` is filled in here. It is in
+    /// the folder of `to` then, and gets its name by [`Zipped::publish`]. What others left there whose
+    /// processes died at this point is removed.
+    pub fn zip(self, mut manifest: Manifest, to: &Path) -> Result<Zipped> {
         let entry = |(path, part): (&EntryPath, &Part)| Entry {
             path: path.clone(),
             bytes: part.bytes,
@@ -116,15 +117,8 @@ impl Parts {
         };
         manifest.entries = self.parts.iter().map(entry).collect();
         manifest.check().map_err(|why| Error::Manifest { why })?;
-        let folder = match to.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let partial = tempfile::Builder::new()
-            .prefix(".vmtwin-cluster-")
-            .suffix(".partial")
-            .tempfile_in(folder)
-            .map_err(|source| written(folder, source))?;
+        let folder = folder_of(to);
+        let partial = partial::begin(folder).map_err(|source| written(folder, source))?;
         let zipped = self.write(&manifest, partial.as_file());
         zipped.map_err(|source| written(to, source))?;
         let length = partial.as_file().metadata();
@@ -135,18 +129,11 @@ impl Parts {
                 max_bytes: MAX_ARCHIVE_BYTES,
             });
         }
-        partial
-            .persist_noclobber(to)
-            .map_err(|error| match error.error.kind() {
-                io::ErrorKind::AlreadyExists => Error::Exists {
-                    path: to.to_owned(),
-                },
-                _ => written(to, error.error),
-            })?;
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| written(folder, source))?;
-        Ok(manifest)
+        Ok(Zipped {
+            partial,
+            manifest,
+            to: to.to_owned(),
+        })
     }
 
     fn write(&self, manifest: &Manifest, file: &File) -> io::Result<()> {
@@ -172,6 +159,39 @@ impl Parts {
         buffered.flush()?;
         buffered.get_mut().rewind()?;
         buffered.get_ref().sync_all()
+    }
+}
+
+/// A whole archive that has no name yet. Dropped, nothing of it stays.
+#[derive(Debug)]
+pub struct Zipped {
+    partial: NamedTempFile,
+    manifest: Manifest,
+    to: PathBuf,
+}
+
+impl Zipped {
+    /// Gives it its name, and never that of another file.
+    pub fn publish(self) -> Result<Manifest> {
+        let to = &self.to;
+        self.partial
+            .persist_noclobber(to)
+            .map_err(|error| match error.error.kind() {
+                io::ErrorKind::AlreadyExists => Error::Exists { path: to.clone() },
+                _ => written(to, error.error),
+            })?;
+        let folder = folder_of(to);
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| written(folder, source))?;
+        Ok(self.manifest)
+    }
+}
+
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 

@@ -211,7 +211,9 @@ fn scope(command: &Command) -> Scope {
         | Command::Recover
         | Command::Snapshot(SnapshotCommand::Verify(_) | SnapshotCommand::Keep(_))
         | Command::Schedule(ScheduleCommand::Run { .. })
-        | Command::Cluster(ClusterCommand::Backup(_) | ClusterCommand::Collect) => Scope::Backup,
+        | Command::Cluster(ClusterCommand::Backup(_) | ClusterCommand::Collect { .. }) => {
+            Scope::Backup
+        }
         Command::Restore(_)
         | Command::Export(_)
         | Command::Snapshot(SnapshotCommand::Get(_))

@@ -58,7 +58,8 @@ const ADD_HELP: &str = "Examples:
 --on takes systemd's calendar expressions (man systemd.time). A schedule is followed by `vmtwin serve`, on
 the host it was made on; in a cluster on every node, which backs up the guests that are on it at that
 time, --parallel of them at once on each node, and one node applies the --keep rules once after all.
---this-host makes one of this node alone. What was due while nothing followed is done once, as soon as
+--this-host makes one of this node alone. With --cluster any node may make the backup: give --output with a
+place that all of them reach, or --this-host. What was due while nothing followed is done once, as soon as
 something does, unless --no-catch-up; what could not begin within --window is noted as missed.";
 
 #[derive(Debug, Args)]

@@ -76,6 +76,11 @@ struct Collected {
     warnings: Vec<String>,
 }
 
+/// What libvirt defines could not be seen: the node gives nothing, and its last known configuration counts.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unseen(String);
+
 pub(super) struct Agent {
     pub(super) home: Home,
     pub(super) db: Db,
@@ -340,7 +345,12 @@ async fn config(State(agent): State<Shared>) -> Result<Response, Problem> {
     let failed = |error: anyhow::Error| {
         tracing::error!("{error:#}");
         let detail = format!("the configuration cannot be taken: {error:#}");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
+        // To ask again would help with all but what this node cannot see.
+        let status = match error.is::<Unseen>() {
+            true => StatusCode::CONFLICT,
+            false => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Problem::new(status, detail)
     };
     let taken = match taken {
         Ok(taken) => taken.map_err(failed)?,
@@ -366,11 +376,14 @@ async fn shared_config(agent: Shared, since: Instant) -> Result<Collected> {
     }
     let taken = blocking(&agent, |agent| {
         crate::failpoint::pass("agent-collect")?;
-        let (document, warnings) = collect(&agent.home, &agent.db)?;
+        let collection = collect(&agent.home, &agent.db, false)?;
+        if let Some(why) = collection.unseen {
+            return Err(Unseen(why).into());
+        }
         Ok(Collected {
-            xml: document.to_xml()?.into(),
+            xml: collection.document.to_xml()?.into(),
             done: Instant::now(),
-            warnings,
+            warnings: collection.warnings,
         })
     });
     let taken = taken.await?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
@@ -23,8 +24,13 @@ use crate::cancel::Cancel;
 use crate::db::Db;
 use crate::home::Home;
 
-/// Nodes that are asked at one time.
-const AT_ONCE: usize = 64;
+/// Nodes that are asked at one time. Those that do not answer take all of their time, and shall not let
+/// others wait; what an answer needs in memory meanwhile is some 100 KiB.
+const AT_ONCE: usize = 512;
+/// Files that asking a node needs: its connection, its answer, and one that is being closed.
+const FILES_OF_ONE: u64 = 3;
+/// Files that all else needs.
+const FILES_OF_OTHERS: u64 = 128;
 /// Documents that are checked at one time.
 const CHECKS_AT_ONCE: usize = 2;
 /// Most tries for one node.
@@ -68,6 +74,35 @@ pub(super) struct Reply {
     pub(super) tries: u32,
 }
 
+/// How many of `nodes` may be asked at one time: each needs files, of which a process may have a limited
+/// number, that it may raise up to another one.
+fn at_once(nodes: usize) -> usize {
+    let wanted = AT_ONCE.min(nodes.max(1));
+    let limits = getrlimit(Resource::Nofile);
+    let needed = wanted as u64 * FILES_OF_ONE + FILES_OF_OTHERS;
+    let most = needed.min(limits.maximum.unwrap_or(u64::MAX));
+    let current = limits.current.unwrap_or(u64::MAX);
+    if current >= most {
+        return fitting(wanted, current);
+    }
+    let raised = Rlimit {
+        current: Some(most),
+        ..limits
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => fitting(wanted, most),
+        Err(_) => fitting(wanted, current),
+    }
+}
+
+/// How many can be asked with so many files; one in any case.
+fn fitting(wanted: usize, files: u64) -> usize {
+    let room = files.saturating_sub(FILES_OF_OTHERS) / FILES_OF_ONE;
+    wanted
+        .min(usize::try_from(room).unwrap_or(usize::MAX))
+        .max(1)
+}
+
 /// A runtime for conversations with nodes.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread()
@@ -96,7 +131,7 @@ pub(crate) fn nodes(home: &Home, db: &Db) -> Result<Vec<NodeLine>> {
         return Ok(nodes.into_iter().map(line).collect());
     };
     runtime()?.block_on(async {
-        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let room = Arc::new(Semaphore::new(at_once(nodes.len())));
         let asked: Vec<_> = nodes
             .into_iter()
             .map(|node| {
@@ -178,7 +213,7 @@ pub(super) fn configurations(
 fn begin(asking: &Asking<'_>, nodes: &[Node]) -> mpsc::Receiver<Reply> {
     // Of one reply: who is not taken up yet waits with its file, not with its document.
     let (sender, replies) = mpsc::channel(1);
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let room = Arc::new(Semaphore::new(at_once(nodes.len())));
     let checks = Arc::new(Semaphore::new(CHECKS_AT_ONCE));
     let (limit, recipients) = (asking.limit, asking.recipients.map(Recipients::texts));
     for (index, node) in nodes.iter().enumerate() {
@@ -307,4 +342,18 @@ fn check(file: &mut File, node: &Node) -> Result<OffsetDateTime> {
         bail!("its answer is that of another node ({})", document.name);
     }
     Ok(document.taken_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_asked_than_there_are_files_for() {
+        assert_eq!(fitting(AT_ONCE, u64::MAX), AT_ONCE);
+        assert_eq!(fitting(AT_ONCE, 1024), 298);
+        assert_eq!(fitting(10, 1024), 10);
+        assert_eq!(fitting(AT_ONCE, 0), 1);
+        assert_eq!(at_once(0), 1);
+    }
 }

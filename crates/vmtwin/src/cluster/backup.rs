@@ -18,7 +18,7 @@ use vmtwin_hypervisor::undo_guard::UndoGuard;
 use super::apply::wire::clean;
 use super::ask;
 use super::cli::ClusterBackupArgs;
-use super::node::{Identity, collect};
+use super::node::{Collection, Identity, collect};
 use super::secrets::{self, Sealing};
 use crate::db::Db;
 use crate::failpoint::pass;
@@ -90,7 +90,12 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     };
     let guard = GuardCommand::of_this_program("undo-guard");
     let _guard = UndoGuard::start(&guard, &leftover, LONGEST)?;
-    let (document, mut warnings) = collect(home, &db)?;
+    let own = collect(home, &db, false)?;
+    // What could not be seen is told as what this node lacks.
+    let mut warnings = match own.unseen {
+        Some(_) => Vec::new(),
+        None => own.warnings.clone(),
+    };
     let (nodes, asked) = Collecting {
         home,
         db: &db,
@@ -99,7 +104,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         warnings: &mut warnings,
         sealing: sealing.as_ref(),
     }
-    .run(&document, Duration::from_secs(args.node_timeout))?;
+    .run(&own, Duration::from_secs(args.node_timeout))?;
     pass("cluster-collected")?;
     warnings.extend(absence(&nodes, sealing.is_some()));
     let is_missing = |node: &Node| {
@@ -127,7 +132,7 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
         },
         time,
         program: env!("CARGO_PKG_VERSION").to_owned(),
-        coordinator: document.name,
+        coordinator: own.document.name,
         nodes,
         database: Some(database),
         sealed,
@@ -136,7 +141,9 @@ pub(crate) fn backup(home: &Home, ui: &Ui, args: &ClusterBackupArgs) -> Result<B
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let file = folder.join(file_name(&cluster.name, args.label.as_deref(), time)?);
-    let manifest = parts.publish(manifest, &file)?;
+    let zipped = parts.zip(manifest, &file)?;
+    pass("cluster-zipped")?;
+    let manifest = zipped.publish()?;
     pass("cluster-published")?;
     // What was published is read back before older backups go.
     Archive::open(&file)?.verify()?;
@@ -210,19 +217,13 @@ struct Collecting<'a> {
 impl Collecting<'_> {
     /// Puts this node, those whose agents answer, and the last known configuration of the others
     /// into the archive.
-    fn run(mut self, own: &NodeDocument, limit: Duration) -> Result<(Vec<Node>, Vec<Asked>)> {
+    fn run(mut self, own: &Collection, limit: Duration) -> Result<(Vec<Node>, Vec<Asked>)> {
         let rows = self.db.run(async |catalog| catalog.nodes().await)?;
         let client = ask::client(self.home)?;
         let (mut nodes, mut asked, mut to_ask) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
-            if row.id.as_str() == own.id {
-                let xml = own.to_xml()?;
-                let mut node = collected(&row, own.taken_at)?;
-                let given = self.sealing.map(|sealing| {
-                    secrets::Given::of_this_node(self.home, &own.id, &sealing.recipients)
-                });
-                self.add_secrets(&mut node, given);
-                nodes.push(self.add(node, &mut xml.as_bytes())?);
+            if row.id.as_str() == own.document.id {
+                nodes.push(self.add_own(&row, own)?);
             } else if client.is_some() && row.address.is_some() {
                 to_ask.push(row);
             } else {
@@ -261,6 +262,20 @@ impl Collecting<'_> {
         }
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         Ok((nodes, asked))
+    }
+
+    fn add_own(&mut self, row: &vmtwin_catalog::Node, own: &Collection) -> Result<Node> {
+        if let Some(why) = &own.unseen {
+            return self.add_last_known(row, why.clone());
+        }
+        let xml = own.document.to_xml()?;
+        let mut node = collected(row, own.document.taken_at)?;
+        let (home, id) = (self.home, &own.document.id);
+        let given = self
+            .sealing
+            .map(|sealing| secrets::Given::of_this_node(home, id, &sealing.recipients));
+        self.add_secrets(&mut node, given);
+        self.add(node, &mut xml.as_bytes())
     }
 
     fn add(&mut self, node: Node, xml: &mut dyn Read) -> Result<Node> {

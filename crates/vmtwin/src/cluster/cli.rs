@@ -57,10 +57,15 @@ pub(crate) enum ClusterCommand {
     Nodes,
     /// Take the configuration of this node and keep it in the database as its last known one
     #[command(
-        after_help = "For a timer on every node: a backup on another node uses it.\n\nExample:\n  \
-        vmtwin cluster collect"
+        after_help = "For a timer on every node: a backup on another node uses it. Where libvirt does \
+        not answer, or does not run and did before, the last known one is left as it is (exit code \
+        3).\n\nExample:\n  vmtwin cluster collect"
     )]
-    Collect,
+    Collect {
+        /// This host has no libvirt any more: forget what it defined
+        #[arg(long)]
+        without_libvirt: bool,
+    },
     /// Back up the configuration of every node and the database, as one zip file
     #[command(
         after_help = "Examples:\n  vmtwin cluster backup\n  vmtwin cluster backup --output \
@@ -165,7 +170,8 @@ pub(crate) struct ClusterRestoreArgs {
     /// The database and nothing else
     #[arg(long)]
     pub(crate) only_database: bool,
-    /// Replace what the database holds; a copy of it is kept
+    /// Replace what the database holds, also under jobs of hosts that are gone or silent; a copy of it is
+    /// kept
     #[arg(long, conflicts_with = "skip_database")]
     pub(crate) replace_database: bool,
     /// The same, and definitions of running guests, for their next start
@@ -202,8 +208,9 @@ const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 pub(crate) enum NodeCommand {
     /// Remove a node: its certificate counts no more, and its configuration is forgotten
     #[command(
-        after_help = "Example:\n  vmtwin cluster node remove node3\n\nThe node may still \
-        know the database's password: change it if the node is not trusted any more."
+        after_help = "Example:\n  vmtwin cluster node remove node3\n\nJobs that it has not finished \
+        are ended: nobody undoes what they began on it. The node may still know the database's password: \
+        change it if the node is not trusted any more."
     )]
     Remove {
         /// Name of the node

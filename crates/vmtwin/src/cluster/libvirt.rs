@@ -32,6 +32,18 @@ pub(super) struct Defined {
     pub(super) logical: Vec<Object>,
     pub(super) guests: Vec<Object>,
     pub(super) warnings: Vec<String>,
+    pub(super) sight: Sight,
+}
+
+/// How much of libvirt could be seen.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    #[default]
+    Whole,
+    /// It did not answer, or not to the end: more may be defined than was seen.
+    Broken,
+    /// There is none on this host, or it was not started.
+    Nothing,
 }
 
 /// Whether libvirt runs on this host.
@@ -48,6 +60,7 @@ pub(super) fn connect() -> Result<Connection, Error> {
 pub(super) fn collect() -> Defined {
     let mut defined = Defined::default();
     if !is_here() {
+        defined.sight = Sight::Nothing;
         return defined;
     }
     let connection = match connect() {
@@ -56,17 +69,19 @@ pub(super) fn collect() -> Defined {
             let why =
                 format!("libvirt runs on this host, and nothing of it was collected: {error}");
             defined.warnings.push(why);
+            defined.sight = Sight::Broken;
             return defined;
         }
     };
     for (kind, name) in LOGICAL {
         let found = logical(&connection, kind, name);
-        take(name, found, &mut defined.logical, &mut defined.warnings);
+        let objects = defined.taken(name, found);
+        defined.logical.extend(objects);
     }
     let found = connection
         .domains()
         .map(|domains| domains.iter().map(guest).collect());
-    take("domain", found, &mut defined.guests, &mut defined.warnings);
+    defined.guests = defined.taken("domain", found);
     for guest in &mut defined.guests {
         if let Err(why) = add_nvram(guest) {
             let why = format!("the UEFI variables of {} were not kept: {why}", guest.name);
@@ -114,25 +129,39 @@ pub(super) fn count_guests() -> Option<usize> {
 
 type Found = Result<Vec<Result<Object, Error>>, Error>;
 
-/// Keeps what was read, in the order of names; tells what was not.
-fn take(what: &str, found: Found, into: &mut Vec<Object>, warnings: &mut Vec<String>) {
-    let found = match found {
-        Ok(found) => found,
-        // A libvirt without this driver has nothing of the kind.
-        Err(error) if error.code() == Some(ErrorCode::NO_SUPPORT) => return,
-        Err(error) => return warnings.push(format!("libvirt did not list any {what}: {error}")),
-    };
-    let mut objects = Vec::new();
-    for object in found {
-        match object {
-            Ok(object) => objects.push(object),
-            // Removed since it was listed.
-            Err(error) if error.is_missing() => {}
-            Err(error) => warnings.push(format!("libvirt did not give a {what}: {error}")),
+impl Defined {
+    /// What was read, in the order of names; notes what was not.
+    fn taken(&mut self, what: &str, found: Found) -> Vec<Object> {
+        let found = match found {
+            Ok(found) => found,
+            // A libvirt without this driver has nothing of the kind.
+            Err(error) if error.code() == Some(ErrorCode::NO_SUPPORT) => return Vec::new(),
+            Err(error) => {
+                self.sight = Sight::Broken;
+                let why = format!("libvirt did not list any {what}: {error}");
+                self.warnings.push(why);
+                return Vec::new();
+            }
+        };
+        let mut objects: Vec<Object> = Vec::new();
+        for object in found {
+            match object {
+                Ok(object) => objects.push(object),
+                // Removed since it was listed.
+                Err(error) if error.is_missing() => {}
+                Err(error) => {
+                    // One that cannot be read does not hide the others; a libvirt that ended does.
+                    if error.is_disconnected() {
+                        self.sight = Sight::Broken;
+                    }
+                    let why = format!("libvirt did not give a {what}: {error}");
+                    self.warnings.push(why);
+                }
+            }
         }
+        objects.sort_by(|one, other| (&one.name, &one.uuid).cmp(&(&other.name, &other.uuid)));
+        objects
     }
-    objects.sort_by(|one: &Object, other| (&one.name, &one.uuid).cmp(&(&other.name, &other.uuid)));
-    into.append(&mut objects);
 }
 
 fn logical(connection: &Connection, kind: Kind, name: &str) -> Found {

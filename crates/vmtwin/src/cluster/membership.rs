@@ -457,8 +457,8 @@ pub(super) fn bracketed(address: &str) -> String {
     }
 }
 
-/// Removes a node of the cluster: its certificates count no more.
-pub(crate) fn remove(home: &Home, name: &NodeName) -> Result<NodeId> {
+/// Removes a node of the cluster: its certificates count no more. Also how many of its jobs were ended.
+pub(crate) fn remove(home: &Home, name: &NodeName) -> Result<(NodeId, u64)> {
     let db = Db::open(home)?;
     required_cluster(&db)?;
     let nodes = db.run(async |catalog| catalog.nodes().await)?;
@@ -469,6 +469,6 @@ pub(crate) fn remove(home: &Home, name: &NodeName) -> Result<NodeId> {
     if Identity::of(home)?.is_some_and(|own| own.id == id) {
         bail!("{name} is this node; remove it from another one");
     }
-    db.run(async |catalog| catalog.remove_node(&id).await)?;
-    Ok(id)
+    let ended = db.run(async |catalog| catalog.remove_node(&id).await)?;
+    Ok((id, ended))
 }

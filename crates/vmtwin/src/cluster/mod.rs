@@ -32,7 +32,7 @@ pub(crate) use apply::restore;
 pub(crate) use apply::source::read_node;
 pub(crate) use ask::{NodeLine, nodes};
 pub(crate) use backup::{BackupReport, Listed, backup, list};
-pub(crate) use node::{Identity, collect, create, fingerprint, join};
+pub(crate) use node::{Collection, Identity, collect, create, fingerprint, join};
 pub(crate) use renewal::{Renewal, renew};
 pub(crate) use restore::{RestoreReport, restore_database};
 pub(crate) use secrets::{Recipients, new_identity};

@@ -9,7 +9,8 @@ use vmtwin_catalog::{Cluster, NewNode, NodeId};
 use vmtwin_cluster::node::{Objects, Setting, VERSION, collect_hardware};
 use vmtwin_cluster::{NodeDocument, NodeName};
 
-use super::{libvirt, membership};
+use super::libvirt::{self, Sight};
+use super::membership;
 use crate::db::Db;
 use crate::home::{Home, write_private};
 use crate::libvirt::table;
@@ -147,31 +148,82 @@ fn register(home: &Home, db: &Db, node: Option<&NodeName>) -> Result<()> {
     identity.keep(home)
 }
 
-/// Takes the configuration of this node, and keeps it as its last known one. Also what could not
-/// be taken.
-pub(crate) fn collect(home: &Home, db: &Db) -> Result<(NodeDocument, Vec<String>)> {
+/// The configuration of this node as it was taken.
+pub(crate) struct Collection {
+    pub(crate) document: NodeDocument,
+    /// What could not be taken.
+    pub(crate) warnings: Vec<String>,
+    /// Why the document does not count, if it does not: what libvirt defines could not be seen, and the
+    /// last known configuration, which holds it, was left as it was.
+    pub(crate) unseen: Option<String>,
+}
+
+/// Takes the configuration of this node, and keeps it as its last known one. One without what libvirt
+/// defined is kept only where there is nothing to lose, or `libvirt_is_gone` says that it is so.
+pub(crate) fn collect(home: &Home, db: &Db, libvirt_is_gone: bool) -> Result<Collection> {
     let identity = Identity::required(home)?;
+    if libvirt_is_gone && libvirt::is_here() {
+        bail!("libvirt is on this host: nothing was changed; run it without --without-libvirt");
+    }
     // Registered again: version or host may have changed.
     register(home, db, None)?;
-    let (document, warnings) = take(home, &identity)?;
-    let xml = document.to_xml()?;
-    let at = document.taken_at;
+    let taken = take(home, db, &identity)?;
+    if taken.unseen.is_some() && !libvirt_is_gone {
+        return Ok(taken);
+    }
+    let (xml, at) = (taken.document.to_xml()?, taken.document.taken_at);
     db.run(async |catalog| catalog.keep_configuration(&identity.id, &xml, at).await)?;
-    Ok((document, warnings))
+    Ok(Collection {
+        unseen: None,
+        ..taken
+    })
 }
 
 /// The id of this node, and a word for its configuration that is another one when that is; none where it
 /// is in no cluster.
-pub(crate) fn fingerprint(home: &Home) -> Result<Option<(NodeId, String)>> {
+pub(crate) fn fingerprint(home: &Home, db: &Db) -> Result<Option<(NodeId, String)>> {
     let Some(identity) = Identity::of(home)? else {
         return Ok(None);
     };
-    let (document, _) = take(home, &identity)?;
-    Ok(Some((identity.id, document.fingerprint())))
+    let taken = take(home, db, &identity)?;
+    match taken.unseen {
+        // A libvirt that does not run has not changed.
+        Some(why) => bail!(why),
+        None => Ok(Some((identity.id, taken.document.fingerprint()))),
+    }
 }
 
-/// Takes the configuration; also what could not be taken.
-fn take(home: &Home, identity: &Identity) -> Result<(NodeDocument, Vec<String>)> {
+/// Why what was seen of libvirt is not all that this node has, if so.
+fn unseen(db: &Db, identity: &Identity, defined: &libvirt::Defined) -> Result<Option<String>> {
+    match defined.sight {
+        Sight::Whole => Ok(None),
+        Sight::Broken => Ok(Some(format!(
+            "{}; see that it answers (virsh list --all), and if not: systemctl restart libvirtd",
+            defined.warnings.join("; ")
+        ))),
+        Sight::Nothing if held_libvirt(db, &identity.id)? => Ok(Some(
+            "libvirt does not run on this host, and did before; start it (systemctl start \
+             libvirtd), or if the host shall have none any more, run on it: vmtwin cluster collect \
+             --without-libvirt"
+                .to_owned(),
+        )),
+        Sight::Nothing => Ok(None),
+    }
+}
+
+/// Whether the last known configuration of a node holds what libvirt defines. One that cannot be read
+/// holds nothing that could be lost.
+fn held_libvirt(db: &Db, id: &NodeId) -> Result<bool> {
+    let xml = db.run(async |catalog| catalog.configuration(id).await)?;
+    let Some(document) = xml.and_then(|xml| NodeDocument::from_xml(&xml).ok()) else {
+        return Ok(false);
+    };
+    let (logical, guests) = (&document.logical.objects, &document.r#virtual.objects);
+    Ok(!logical.is_empty() || !guests.is_empty())
+}
+
+/// Takes the configuration.
+fn take(home: &Home, db: &Db, identity: &Identity) -> Result<Collection> {
     let settings = match home.location() {
         Ok(location) => vec![Setting {
             name: "repository".to_owned(),
@@ -180,6 +232,7 @@ fn take(home: &Home, identity: &Identity) -> Result<(NodeDocument, Vec<String>)>
         Err(_) => Vec::new(),
     };
     let defined = libvirt::collect();
+    let unseen = unseen(db, identity, &defined)?;
     let document = NodeDocument {
         version: VERSION,
         name: identity.name.clone(),
@@ -196,5 +249,9 @@ fn take(home: &Home, identity: &Identity) -> Result<(NodeDocument, Vec<String>)>
             settings,
         },
     };
-    Ok((document, defined.warnings))
+    Ok(Collection {
+        document,
+        warnings: defined.warnings,
+        unseen,
+    })
 }

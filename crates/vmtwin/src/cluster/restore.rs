@@ -10,7 +10,7 @@ use vmtwin_catalog::{DumpSummary, Node};
 use vmtwin_cluster::{Archive, EntryPath};
 
 use super::backup::refuse_other_cluster;
-use crate::command::catalog::make_way;
+use crate::command::catalog::{dropped_deletions, make_way};
 use crate::db::Db;
 use crate::home::Home;
 
@@ -42,17 +42,18 @@ pub(crate) fn restore_database(home: &Home, file: &Path, force: bool) -> Result<
     let nodes_before = db.run(async |catalog| catalog.nodes().await)?;
     let copy = make_way(home, &db, &before, force)?;
     let mut from = BufReader::new(archive.reader(&EntryPath::Database)?);
-    let content = db
-        .load(&mut from, &home.run_dir()?)
+    let loaded = db
+        .load(&mut from, &home.run_dir()?, force)
         .context("the database was not changed")?;
-    db.run(async |catalog| catalog.wake(&nodes_before).await)?;
     let nodes = db.run(async |catalog| catalog.nodes().await)?;
+    let mut warnings = changed_nodes(&nodes_before, &nodes);
+    warnings.extend(dropped_deletions(&loaded));
     Ok(RestoreReport {
-        warnings: changed_nodes(&nodes_before, &nodes),
+        warnings,
         database: db.place(),
         copy,
-        unchanged: before == content,
-        content,
+        unchanged: before == loaded.content,
+        content: loaded.content,
     })
 }
 

@@ -9,13 +9,16 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use vmtwin_catalog::{DumpSummary, is_postgres_url};
+use vmtwin_catalog::{DumpSummary, Loaded, ProcessIdentity, is_postgres_url};
 
+use crate::EXIT_WARNINGS;
 use crate::cli::CatalogCommand;
 use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
 
+/// Most jobs that a refusal names.
+const MAX_JOBS: usize = 10;
 /// The word for the file in the home folder.
 const FILE: &str = "file";
 
@@ -30,21 +33,29 @@ pub(super) struct Report {
     /// What it holds.
     #[serde(flatten)]
     content: DumpSummary,
+    /// What is to be looked at now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
-pub(crate) fn run(home: &Home, ui: &Ui, command: &CatalogCommand) -> Result<()> {
+/// Runs `vmtwin catalog …`; gives the exit code.
+pub(crate) fn run(home: &Home, ui: &Ui, command: &CatalogCommand) -> Result<i32> {
     let (verb, report) = match command {
         CatalogCommand::Show => ("holds", show(home)?),
         CatalogCommand::Check => ("is whole", check(home)?),
         CatalogCommand::Dump { file } if file.as_os_str() == "-" => {
             Db::open(home)?.dump(&mut BufWriter::new(std::io::stdout()))?;
-            return Ok(());
+            return Ok(0);
         }
         CatalogCommand::Dump { file } => ("copied", dump(home, file)?),
         CatalogCommand::Load { file, force } => ("loaded", load(home, file, *force)?),
         CatalogCommand::Move { to, force } => ("moved here", move_to(home, to, *force)?),
     };
-    ui.result(&report, || text(verb, &report))
+    ui.result(&report, || text(verb, &report))?;
+    Ok(match report.warnings.is_empty() {
+        true => 0,
+        false => EXIT_WARNINGS,
+    })
 }
 
 /// A database of the command line or of the environment. Passwords stay out of both: other users
@@ -76,6 +87,7 @@ fn show(home: &Home) -> Result<Report> {
         catalog: db.place(),
         copy: None,
         content: db.dump(&mut std::io::sink())?,
+        warnings: Vec::new(),
     })
 }
 
@@ -90,6 +102,7 @@ fn dump(home: &Home, file: &Path) -> Result<Report> {
         catalog: db.place(),
         content: dump_to(&db, file)?,
         copy: Some(file.display().to_string()),
+        warnings: Vec::new(),
     })
 }
 
@@ -131,22 +144,33 @@ fn load(home: &Home, file: &Path, force: bool) -> Result<Report> {
     let from = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     let db = Db::open(home)?;
     let before = db.dump(&mut std::io::sink())?;
-    let nodes = db.run(async |c| c.nodes().await)?;
     let copy = make_way(home, &db, &before, force)?;
-    let content = db
-        .load(&mut BufReader::new(from), &home.run_dir()?)
+    let loaded = db
+        .load(&mut BufReader::new(from), &home.run_dir()?, force)
         .with_context(|| format!("cannot load {}", file.display()))?;
-    db.run(async |c| c.wake(&nodes).await)?;
     Ok(Report {
         catalog: db.place(),
         copy,
-        content,
+        warnings: dropped_deletions(&loaded).into_iter().collect(),
+        content: loaded.content,
+    })
+}
+
+/// Says so where deletions that waited in a copy were dropped.
+pub(crate) fn dropped_deletions(loaded: &Loaded) -> Option<String> {
+    let count = loaded.dropped_deletions;
+    (count > 0).then(|| {
+        format!(
+            "{count} snapshots waited for their deletion when the copy was made; as that may have been \
+             taken back since, none of them is deleted: forget them again where it is meant (vmtwin \
+             snapshot forget)"
+        )
     })
 }
 
 pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
     let from = Db::open(home)?;
-    refuse_unfinished(&from)?;
+    refuse_unfinished(&from, force)?;
     let url = (to != FILE).then_some(to);
     let target = match url {
         Some(url) => Db::open_database(home, url)?,
@@ -161,30 +185,47 @@ pub(super) fn move_to(home: &Home, to: &str, force: bool) -> Result<Report> {
         true => None,
         false => make_way(home, &target, &there, force)?,
     };
-    let content = from.move_to(&target, &home.run_dir()?)?;
+    let content = from.move_to(&target, &home.run_dir()?, force)?;
     home.keep_database(url)?;
     Ok(Report {
         catalog: target.place(),
         copy,
         content,
+        warnings: Vec::new(),
     })
 }
 
 /// A catalog holds the undos of jobs that run, and of those that were cut off: nobody else knows how to
-/// set their guests right.
-fn refuse_unfinished(db: &Db) -> Result<()> {
-    let jobs = db.run(async |c| c.running_jobs().await)?;
-    let Some(job) = jobs.first() else {
+/// set their guests right. With `force` jobs of hosts are passed over that are no node any more, or were
+/// silent for the lease: they may be gone for good. To be called before anything is changed.
+pub(crate) fn refuse_unfinished(db: &Db, force: bool) -> Result<()> {
+    let jobs = db.run(async |c| c.unfinished_jobs(force).await)?;
+    if jobs.is_empty() {
         return Ok(());
+    }
+    let here = ProcessIdentity::of_self()?.host;
+    let told = jobs.iter().take(MAX_JOBS).map(|job| {
+        let of = job.vm_name.as_deref();
+        let of = of.map_or(String::new(), |vm| format!(" of {vm}"));
+        format!("a {}{of} on {}", job.kind, job.owner.host)
+    });
+    let mut told: Vec<String> = told.collect();
+    if jobs.len() > MAX_JOBS {
+        told.push(format!("{} more", jobs.len() - MAX_JOBS));
+    }
+    let elsewhere = match jobs.iter().all(|job| job.owner.host == here) {
+        true => String::new(),
+        false => format!(
+            ". If a host is gone for good: vmtwin cluster node remove NODE, or give --force, which \
+             passes over hosts that are no node any more, or were silent for {} s",
+            db.run(async |c| c.lease().await)?.as_secs()
+        ),
     };
-    let of = job
-        .vm_name
-        .as_deref()
-        .map_or(String::new(), |vm| format!(" of {vm}"));
     bail!(
-        "{}: a {}{of} is not finished; wait for it, or if it was cut off: vmtwin recover",
+        "{}: not finished: {}; nothing was changed. Wait for them, or if they were cut off, run on \
+         their hosts: vmtwin recover{elsewhere}",
         db.place(),
-        job.kind
+        told.join(", ")
     )
 }
 
@@ -198,7 +239,7 @@ pub(crate) fn make_way(
     if content.rows() == 0 {
         return Ok(None);
     }
-    refuse_unfinished(db)?;
+    refuse_unfinished(db, force)?;
     if !force {
         bail!(
             "{} holds {} rows; give --force to replace them (a copy of them is kept)",
@@ -227,6 +268,8 @@ fn text(verb: &str, report: &Report) -> String {
     if let Some(copy) = &report.copy {
         lines.push(format!("copy: {copy}"));
     }
+    let warnings = report.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     lines.join("\n")
 }
 

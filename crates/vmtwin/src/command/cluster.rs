@@ -15,7 +15,8 @@ use crate::EXIT_WARNINGS;
 use crate::cluster::bucket::{self, Readable};
 use crate::cluster::cli::{ClusterCommand, ClusterJoinArgs, ClusterRestoreArgs, NodeCommand};
 use crate::cluster::{
-    self, BackupReport, Listed, NodeLine, Renewal, RestoreReport, ValidateReport, permission,
+    self, BackupReport, Collection, Listed, NodeLine, Renewal, RestoreReport, ValidateReport,
+    permission,
 };
 use crate::db::Db;
 use crate::home::Home;
@@ -40,9 +41,13 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             Ok(0)
         }
         ClusterCommand::Node(NodeCommand::Remove { name }) => {
-            let id = cluster::membership::remove(home, name)?;
-            let report = json!({"removed": name, "id": id});
-            ui.result(&report, || format!("{name}: removed"))
+            let (id, ended) = cluster::membership::remove(home, name)?;
+            let report = json!({"removed": name, "id": id, "jobs_ended": ended});
+            let jobs = match ended {
+                0 => String::new(),
+                count => format!("; {count} jobs that it had not finished were ended"),
+            };
+            ui.result(&report, || format!("{name}: removed{jobs}"))
                 .map(|()| 0)
         }
         ClusterCommand::Node(NodeCommand::AllowRestore { names }) => {
@@ -57,7 +62,7 @@ pub(crate) fn run(home: &Home, ui: &Ui, command: &ClusterCommand) -> Result<i32>
             ui.result(&allowed, || allowed_text(&allowed)).map(|()| 0)
         }
         ClusterCommand::Nodes => nodes(home, ui).map(|()| 0),
-        ClusterCommand::Collect => collect(home, ui),
+        ClusterCommand::Collect { without_libvirt } => collect(home, ui, *without_libvirt),
         ClusterCommand::Backup(args) => {
             let bucket = args.output.as_deref().and_then(bucket::place);
             let report = match bucket {
@@ -260,17 +265,25 @@ fn node_row(line: &NodeLine) -> Vec<String> {
     ]
 }
 
-fn collect(home: &Home, ui: &Ui) -> Result<i32> {
+fn collect(home: &Home, ui: &Ui, without_libvirt: bool) -> Result<i32> {
     let db = Db::open(home)?;
-    let (document, warnings) = cluster::collect(home, &db)?;
+    let Collection {
+        document,
+        mut warnings,
+        unseen,
+    } = cluster::collect(home, &db, without_libvirt)?;
+    let (is_kept, done) = match unseen {
+        None => (true, "kept as its last known configuration"),
+        Some(why) => {
+            warnings = vec![why];
+            (false, "its last known configuration was left as it was")
+        }
+    };
     let report = json!({
-        "node": document.name, "taken_at": at(document.taken_at), "warnings": warnings,
+        "node": document.name, "kept": is_kept, "taken_at": at(document.taken_at), "warnings": warnings,
     });
     ui.result(&report, || {
-        let mut lines = vec![format!(
-            "{}: kept as its last known configuration",
-            document.name
-        )];
+        let mut lines = vec![format!("{}: {done}", document.name)];
         lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
         lines.join("\n")
     })?;

@@ -74,12 +74,15 @@ fn add(cx: &Cx<'_>, args: &ScheduleAddArgs) -> Result<()> {
         None => "the nodes follow their",
         Some(_) => "this host follows its",
     };
+    if args.cluster {
+        refuse_cluster(cx, &args.name)?;
+        if host.is_none() && args.output.is_none() {
+            refuse_scattered(cx)?;
+        }
+    }
     let spec = Spec::new(args, host)?;
     if args.prune && !spec.keep.forgets() {
         bail!("--prune frees what rules forget: give some, such as --keep-daily 7");
-    }
-    if args.cluster {
-        refuse_cluster(cx, &args.name)?;
     }
     let document = serde_json::to_value(&spec)?;
     cx.db
@@ -103,6 +106,20 @@ fn refuse_cluster(cx: &Cx<'_>, name: &str) -> Result<()> {
         Some(_) => Ok(()),
         None => Err(vmtwin_catalog::Error::NoCluster.into()),
     }
+}
+
+/// Any node may make a backup that is due, and keeps it in its own home folder unless it is told where:
+/// of several nodes each would have a part of them, and none could say which are the latest.
+fn refuse_scattered(cx: &Cx<'_>) -> Result<()> {
+    let nodes = cx.db.run(async |c| c.nodes().await)?.len();
+    if nodes > 1 {
+        bail!(
+            "the cluster has {nodes} nodes, and any of them may make a backup that is due: give --output \
+             with a place that all of them reach (s3://BUCKET/PREFIX, or a folder that they share), or \
+             --this-host, so that this node alone makes them"
+        );
+    }
+    Ok(())
 }
 
 fn list(cx: &Cx<'_>) -> Result<()> {

@@ -63,7 +63,7 @@ fn look(cx: &Cx<'_>) -> Result<()> {
     if !schedules.iter().any(is_wanted) {
         return Ok(());
     }
-    let Some((node, fingerprint)) = cluster::fingerprint(cx.home)? else {
+    let Some((node, fingerprint)) = cluster::fingerprint(cx.home, cx.db)? else {
         return Ok(());
     };
     let key = format!("{SETTING}{node}");

@@ -12,6 +12,7 @@ use vmtwin_catalog::DumpSummary;
 use vmtwin_cluster::{Archive, EntryPath};
 
 use super::super::restore::{RestoreReport, restore_database};
+use crate::command::catalog::refuse_unfinished;
 use crate::db::Db;
 use crate::home::Home;
 
@@ -59,8 +60,12 @@ impl DatabasePlan {
     }
 
     /// What it holds is replaced only where that was asked for. Told before a node is touched.
-    pub(super) fn refuse_to_replace(&self, force: bool) -> Result<()> {
-        if self.rows > 0 && !force {
+    pub(super) fn refuse_to_replace(&self, db: &Db, force: bool) -> Result<()> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        refuse_unfinished(db, force)?;
+        if !force {
             bail!(
                 "{} holds {} rows: nothing was changed; give --skip-database to restore the nodes \
                  only, or --replace-database to replace them too (a copy of them is kept)",

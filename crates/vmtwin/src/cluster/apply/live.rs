@@ -10,7 +10,7 @@ use vmtwin_cluster::NodeDocument;
 use vmtwin_cluster::node::{Objects, VERSION, collect_hardware};
 use vmtwin_cluster::plan::{Live, Options, paths};
 
-use super::super::libvirt;
+use super::super::libvirt::{self, Sight};
 use super::super::node::Identity;
 use super::hardware;
 use crate::db::Db;
@@ -27,7 +27,8 @@ pub(super) fn document(of: &NodeDocument) -> Result<NodeDocument> {
     }
     let defined = libvirt::collect();
     // What is not seen would be made a second time.
-    if let Some(why) = defined.warnings.first() {
+    if defined.sight == Sight::Broken {
+        let why = defined.warnings.join("; ");
         bail!("this host cannot be compared with the backup, nothing was changed: {why}");
     }
     let objects = |objects| Objects {

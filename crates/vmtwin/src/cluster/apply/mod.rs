@@ -83,7 +83,7 @@ pub(crate) fn restore(
     let targets = choose::choose(home, &rows, &archive, args)?;
     let opening = Opening::of(&args.open, &mut archive)?;
     if let Some(database) = database.as_ref().filter(|_| !args.dry_run) {
-        database.refuse_to_replace(may_replace)?;
+        database.refuse_to_replace(&db, may_replace)?;
     }
     let options = options(args);
     let mut source = Source::of(&mut archive, opening)?;
