@@ -17,6 +17,9 @@ pub enum Error {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
+    /// A certificate is not the one that it should be.
+    #[error("the certificate is not one that the cluster's authority made for this node")]
+    Forged(#[source] rustls::Error),
     /// The text is no join token.
     #[error("this is no join token; copy all of what `vmtwin cluster token` printed")]
     Token,
