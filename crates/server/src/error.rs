@@ -44,6 +44,26 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Who answers shows a certificate that was taken back, or that nobody noted.
+    #[error(
+        "{address} shows a certificate that does not count in the cluster (any more), so that it was sent \
+         nothing; see there: vmtwin doctor"
+    )]
+    Revoked {
+        /// Where.
+        address: String,
+    },
+    /// Whether the certificate of who answers counts cannot be told.
+    #[error(
+        "whether the certificate of {address} counts cannot be looked up, so that it was sent nothing"
+    )]
+    NotLookedUp {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The conversation broke off.
     #[error("the conversation with {address} broke off")]
     Http {
@@ -86,7 +106,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { source, .. } => source.kind() != std::io::ErrorKind::InvalidData,
-            Self::Http { .. } | Self::TimedOut { .. } => true,
+            Self::NotLookedUp { .. } | Self::Http { .. } | Self::TimedOut { .. } => true,
             Self::Refused { status, .. } => *status >= 500 || *status == 429,
             _ => false,
         }

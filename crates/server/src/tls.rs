@@ -1,7 +1,8 @@
 //! What each side proves to the other. Between nodes TLS 1.3 and nothing older.
 //!
 //! - A node shows a certificate of the cluster's authority, whose one name is made of its id and
-//!   the cluster's. Who asks it expects that name: an address does not say who is there.
+//!   the cluster's. Who asks it expects that name: an address does not say who is there. Whether the
+//!   certificate still counts is asked before the request is sent (`client.rs`).
 //! - Who asks a node shows a certificate too, or none: what is served to whom is decided for each
 //!   request, where also the list of revoked certificates is looked at.
 //! - A host that joins has no certificate. It trusts an authority of which it knows the SHA-256.

@@ -125,7 +125,7 @@ impl Asking<'_> {
     /// Asks one node after the other: who has the authority's key is not written down anywhere. What is no
     /// good, by whomever, is passed over.
     fn others(&self, key: &NodeKey) -> Result<Credentials> {
-        let client = Client::new(self.old, self.cluster)?;
+        let client = ask::client_of(self.home, self.old, self.cluster)?;
         let request = key.request_pem()?;
         let nodes = self.db.run(async |catalog| catalog.nodes().await)?;
         let cancel = self.home.cancel();
