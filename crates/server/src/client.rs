@@ -1,4 +1,5 @@
-//! Requests to one node. An answer is a stream, so that no node's is ever held in memory.
+//! Requests to one node. An answer is a stream, so that no node's is ever held in memory. Nothing is sent
+//! to who shows a certificate that does not count any more.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,9 +16,11 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::problem::Problem;
+use crate::sha256_hex;
 use crate::tls::{Credentials, node_host, pinned};
 
 /// Limit of connecting and of the handshake, each.
@@ -27,11 +30,18 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// Most of an error's document that is read, bytes.
 const MAX_PROBLEM_BYTES: u64 = 16 << 10;
 
+/// Says whether a certificate counts, by its fingerprint. It may wait.
+type Counts = dyn Fn(&str) -> Result<bool, Unknown> + Send + Sync;
+/// Why that cannot be told.
+type Unknown = Box<dyn std::error::Error + Send + Sync>;
+
 /// Asks nodes of one cluster.
 #[derive(Clone)]
 pub struct Client {
     tls: TlsConnector,
     cluster: String,
+    /// None for who cannot know yet.
+    counts: Option<Arc<Counts>>,
 }
 
 /// The beginning of a good answer.
@@ -41,20 +51,28 @@ pub struct Answer {
 }
 
 impl Client {
-    /// A client that shows a node's certificate.
-    pub fn new(credentials: &Credentials, cluster: &str) -> Result<Self> {
-        Ok(Self::with(credentials.client()?, cluster))
+    /// A client that shows a node's certificate. Before each request it asks `counts` for the fingerprint
+    /// of the certificate that it is shown, on a thread that may wait: one of the authority's may have been
+    /// taken back.
+    pub fn new(
+        credentials: &Credentials,
+        cluster: &str,
+        counts: impl Fn(&str) -> Result<bool, Unknown> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let counts: Arc<Counts> = Arc::new(counts);
+        Ok(Self::with(credentials.client()?, cluster, Some(counts)))
     }
 
     /// A client that has no certificate yet; `authority` is the SHA-256 of whom it trusts.
     pub fn pinned(authority: &str, cluster: &str) -> Result<Self> {
-        Ok(Self::with(pinned(authority)?, cluster))
+        Ok(Self::with(pinned(authority)?, cluster, None))
     }
 
-    fn with(config: ClientConfig, cluster: &str) -> Self {
+    fn with(config: ClientConfig, cluster: &str, counts: Option<Arc<Counts>>) -> Self {
         Self {
             tls: TlsConnector::from(Arc::new(config)),
             cluster: cluster.to_owned(),
+            counts,
         }
     }
 
@@ -102,6 +120,7 @@ impl Client {
         let tcp = connecting.await?.map_err(|error| failed(address, error))?;
         let handshake = within(address, CONNECT_LIMIT, self.tls.connect(name, tcp));
         let tls = handshake.await?.map_err(|error| failed(address, error))?;
+        self.refuse_revoked(address, &tls).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
             .await
             .map_err(broke)?;
@@ -115,6 +134,24 @@ impl Client {
         match answer.response.status().is_success() {
             true => Ok(answer),
             false => Err(answer.into_error().await),
+        }
+    }
+
+    async fn refuse_revoked(&self, address: &str, tls: &TlsStream<TcpStream>) -> Result<()> {
+        let Some(counts) = self.counts.clone() else {
+            return Ok(());
+        };
+        let (_, connection) = tls.get_ref();
+        let shown = connection.peer_certificates();
+        let shown = shown.and_then(|chain| chain.first());
+        let fingerprint = shown.map(|certificate| sha256_hex(certificate));
+        let look = move || counts(&fingerprint.unwrap_or_default());
+        let looked = tokio::task::spawn_blocking(look).await;
+        let address = address.to_owned();
+        match looked.unwrap_or_else(|error| Err(error.into())) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Revoked { address }),
+            Err(source) => Err(Error::NotLookedUp { address, source }),
         }
     }
 }

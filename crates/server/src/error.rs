@@ -17,6 +17,9 @@ pub enum Error {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
+    /// A certificate is not the one that it should be.
+    #[error("the certificate is not one that the cluster's authority made for this node")]
+    Forged(#[source] rustls::Error),
     /// The text is no join token.
     #[error("this is no join token; copy all of what `vmtwin cluster token` printed")]
     Token,
@@ -40,6 +43,26 @@ pub enum Error {
         /// What happened.
         #[source]
         source: std::io::Error,
+    },
+    /// Who answers shows a certificate that was taken back, or that nobody noted.
+    #[error(
+        "{address} shows a certificate that does not count in the cluster (any more), so that it was sent \
+         nothing; see there: vmtwin doctor"
+    )]
+    Revoked {
+        /// Where.
+        address: String,
+    },
+    /// Whether the certificate of who answers counts cannot be told.
+    #[error(
+        "whether the certificate of {address} counts cannot be looked up, so that it was sent nothing"
+    )]
+    NotLookedUp {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The conversation broke off.
     #[error("the conversation with {address} broke off")]
@@ -83,7 +106,7 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { source, .. } => source.kind() != std::io::ErrorKind::InvalidData,
-            Self::Http { .. } | Self::TimedOut { .. } => true,
+            Self::NotLookedUp { .. } | Self::Http { .. } | Self::TimedOut { .. } => true,
             Self::Refused { status, .. } => *status >= 500 || *status == 429,
             _ => false,
         }

@@ -1,7 +1,8 @@
 //! What each side proves to the other. Between nodes TLS 1.3 and nothing older.
 //!
 //! - A node shows a certificate of the cluster's authority, whose one name is made of its id and
-//!   the cluster's. Who asks it expects that name: an address does not say who is there.
+//!   the cluster's. Who asks it expects that name: an address does not say who is there. Whether the
+//!   certificate still counts is asked before the request is sent (`client.rs`).
 //! - Who asks a node shows a certificate too, or none: what is served to whom is decided for each
 //!   request, where also the list of revoked certificates is looked at.
 //! - A host that joins has no certificate. It trusts an authority of which it knows the SHA-256.
@@ -112,6 +113,21 @@ impl Credentials {
     /// SHA-256 of the node's certificate.
     pub fn fingerprint(&self) -> Result<String> {
         crate::authority::fingerprint_of_pem(&self.certificate)
+    }
+
+    /// Fails unless the authority made the certificate for this node (its id) of this cluster, it is valid
+    /// now, and the key is its own: what another node gave may be anything.
+    pub fn check(&self, node: &str, cluster: &str) -> Result<()> {
+        let root = certificate(&self.authority, "the authority's certificate")?;
+        let shown = certificate(&self.certificate, "the node's certificate")?;
+        let name = ServerName::try_from(node_host(node, cluster));
+        let name = name.map_err(|error| Error::Tls(error.to_string()))?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots(root)?), provider())
+            .build()
+            .map_err(|error| Error::Tls(error.to_string()))?
+            .verify_server_cert(&shown, &[], &name, &[], UnixTime::now())
+            .map_err(Error::Forged)?;
+        self.client().map(|_| ())
     }
 
     /// The certificate and the authority's: who joins knows the latter by its hash alone.
@@ -248,4 +264,38 @@ fn roots(root: CertificateDer<'static>) -> Result<RootCertStore> {
 
 fn tls(error: rustls::Error) -> Error {
     Error::Tls(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that fails panics")]
+
+    use super::*;
+    use crate::{Authority, CertificateRequest, NodeKey};
+
+    #[test]
+    fn a_nodes_certificate_is_its_own_by_name_key_and_authority() {
+        let (ours, theirs) = (
+            Authority::make("c-1").unwrap(),
+            Authority::make("c-1").unwrap(),
+        );
+        let (key, other) = (NodeKey::make().unwrap(), NodeKey::make().unwrap());
+        let check = |by: &Authority, of: &NodeKey, node: &str| {
+            let request = CertificateRequest::from_pem(&of.request_pem().unwrap()).unwrap();
+            let credentials = Credentials {
+                certificate: by.sign(&request, node, "c-1").unwrap().pem,
+                key: key.to_pem(),
+                authority: ours.certificate_pem().to_owned(),
+            };
+            credentials.check("n-1", "c-1")
+        };
+        check(&ours, &key, "n-1").unwrap();
+        for (by, of, node) in [
+            (&theirs, &key, "n-1"),
+            (&ours, &other, "n-1"),
+            (&ours, &key, "n-2"),
+        ] {
+            check(by, of, node).unwrap_err();
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::Result;
+use tokio::runtime::{Handle, Runtime};
 use vmtwin_catalog::{Catalog, DumpSummary, Loaded};
 
 use crate::cancel::Cancel;
@@ -15,7 +16,9 @@ use crate::home::Home;
 
 /// An open catalog and the runtime that carries its calls.
 pub(crate) struct Db {
-    runtime: tokio::runtime::Runtime,
+    /// There until it is dropped.
+    runtime: Option<Runtime>,
+    handle: Handle,
     catalog: Catalog,
     cancel: Cancel,
 }
@@ -34,24 +37,23 @@ impl Db {
     pub(crate) fn open_file(home: &Home) -> Result<Db> {
         let runtime = runtime()?;
         let catalog = runtime.block_on(Catalog::open(&home.catalog()))?;
-        let cancel = home.cancel();
-        Ok(Db {
-            runtime,
-            catalog,
-            cancel,
-        })
+        Ok(Db::of(runtime, catalog, home))
     }
 
     /// Opens the catalog in a PostgreSQL database.
     pub(crate) fn open_database(home: &Home, url: &str) -> Result<Db> {
         let runtime = runtime()?;
         let catalog = runtime.block_on(Catalog::open_postgres(url))?;
-        let cancel = home.cancel();
-        Ok(Db {
-            runtime,
+        Ok(Db::of(runtime, catalog, home))
+    }
+
+    fn of(runtime: Runtime, catalog: Catalog, home: &Home) -> Db {
+        Db {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
             catalog,
-            cancel,
-        })
+            cancel: home.cancel(),
+        }
     }
 
     /// Where the catalog is: a file, or a URL without a password.
@@ -96,13 +98,24 @@ impl Db {
     }
 
     fn wait<F: Future>(&self, future: F) -> F::Output {
-        self.runtime.block_on(future)
+        self.handle.block_on(future)
+    }
+}
+
+impl Drop for Db {
+    /// A task that is let go may be the last that has it, and a runtime is not waited for in a task.
+    fn drop(&mut self) {
+        if Handle::try_current().is_ok()
+            && let Some(runtime) = self.runtime.take()
+        {
+            runtime.shutdown_background();
+        }
     }
 }
 
 /// A runtime with a thread of its own: transactions that failed are rolled back on it while the
 /// recipe does something else.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+fn runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

@@ -12,6 +12,8 @@ mod common;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::agents::{
@@ -267,6 +269,40 @@ fn who_is_no_node_gets_nothing() {
     );
     let nodes = one.json(&["cluster", "nodes"]);
     assert_eq!(nodes.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_certificate_that_was_taken_back_is_sent_nothing() {
+    let url = Postgres::shared().database();
+    let (one, _agent1) = first_node(&url);
+    let (two, agent2) = joined(&one, "node2");
+    let report = backup(&one, &["--require-all"]);
+    let (stolen, address) = (tls_of(&two), address(&one, "node2"));
+    agent2.kill();
+    one.ok(&["cluster", "node", "remove", "node2"]);
+    let token = token(&one, "5m");
+    let join = ["cluster", "join", &token, "--node", "node2"];
+    two.ok(&[&join[..], &["--advertise", &address]].concat());
+
+    // Who has the old key and certificate stands where the node is looked for.
+    let asked = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&asked);
+    let router = axum::Router::new().fallback(async move || noted.store(true, Ordering::Relaxed));
+    let thief = Hostile::start(&stolen, &address, router);
+    assert_eq!(line(&one, "node2")["up"], false);
+    let report_now = backup(&one, &["--node-timeout", "10"]);
+    let warnings = report_now["warnings"].to_string();
+    assert!(warnings.contains("does not count"), "{report_now}");
+    let restore = ["cluster", "restore", report["file"].as_str().unwrap()];
+    let output = one.run(&[&restore[..], &["--skip-database", "--yes", "--json"]].concat());
+    assert_eq!(code(&output), 3, "{}", told(&output));
+    let why = document(&output)["nodes"][1]["not_reached"].to_string();
+    assert!(why.contains("does not count"), "{why}");
+    assert!(!asked.load(Ordering::Relaxed));
+
+    drop(thief);
+    let _agent2 = Agent::start(&two, &address, &[]);
+    backup(&one, &["--require-all"]);
 }
 
 #[test]

@@ -10,12 +10,16 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::agents::{
-    Agent, address, backup, database_of, first_node, joined, line, log, state, tls_of, token,
-    wait_for,
+    Agent, Hostile, address, backup, database_of, first_node, joined, line, log, state, tls_of,
+    token, wait_for,
 };
-use common::{code, document, told};
+use common::{Vmtwin, code, document, told};
+use serde_json::Value;
 use time::OffsetDateTime;
+use vmtwin_server::{Authority, CertificateRequest, NodeKey};
 use vmtwin_testkit::Postgres;
 
 #[test]
@@ -177,4 +181,86 @@ fn a_new_authority_that_was_interrupted_is_taken_up() {
     let _agent2 = Agent::start(&two, &node2, &[]);
     backup(&one, &["--require-all"]);
     backup(&two, &["--require-all"]);
+}
+
+/// What a hostile node gives to a request for a certificate, all but what it was asked for.
+struct Forger {
+    authority: Authority,
+    cluster: String,
+    own: String,
+    asker: String,
+    database: String,
+}
+
+impl Forger {
+    fn of(one: &Vmtwin, bad: &Vmtwin, asker: &Vmtwin, database: &str) -> Forger {
+        let read = |node: &Vmtwin, name: &str| -> Value {
+            serde_json::from_slice(&std::fs::read(node.home().join(name)).unwrap()).unwrap()
+        };
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let kept = read(one, "cluster-authority.json");
+        Forger {
+            authority: Authority::from_pem(&text(&kept["certificate"]), &text(&kept["key"]))
+                .unwrap(),
+            cluster: text(&tls_of(bad)["cluster"]),
+            own: text(&read(bad, "node.json")["id"]),
+            asker: text(&read(asker, "node.json")["id"]),
+            database: database.to_owned(),
+        }
+    }
+
+    fn forge(&self, what: &str, request: &str) -> String {
+        let request = CertificateRequest::from_pem(request).unwrap();
+        let other = NodeKey::make().unwrap().request_pem().unwrap();
+        let other = CertificateRequest::from_pem(&other).unwrap();
+        let stranger = Authority::make(&self.cluster).unwrap();
+        let sign = |authority: &Authority, request: &CertificateRequest, node: &str| {
+            authority.sign(request, node, &self.cluster).unwrap()
+        };
+        let signed = match what {
+            "name" => sign(&self.authority, &request, &self.own),
+            "key" => sign(&self.authority, &other, &self.asker),
+            "authority" => sign(&stranger, &request, &self.asker),
+            "not noted" => return sign(&self.authority, &request, &self.asker).pem,
+            _ => return "no certificate".to_owned(),
+        };
+        // Every node can write the catalog.
+        Postgres::shared().sql(
+            &self.database,
+            &format!(
+                "INSERT INTO node_certificate (fingerprint, node, issued_at, expires_at) SELECT \
+                 '{}', node, issued_at, expires_at FROM node_certificate WHERE node = '{}' LIMIT 1",
+                signed.fingerprint, self.asker
+            ),
+        );
+        signed.pem
+    }
+}
+
+#[test]
+fn a_forged_renewal_is_passed_over() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let (one, _agent1) = first_node(&url);
+    // It is asked before node1, which has the authority's key.
+    let (bad, agent) = joined(&one, "bad");
+    let (two, _agent2) = joined(&one, "node2");
+    let bad_address = address(&one, "bad");
+    agent.kill();
+    for what in ["name", "key", "authority", "not noted", "nonsense"] {
+        let forger = Arc::new(Forger::of(&one, &bad, &two, database_of(&url)));
+        let answer = move |axum::Json(asked): axum::Json<Value>| {
+            let forged = forger.forge(what, asked["request"].as_str().unwrap());
+            async move { axum::Json(serde_json::json!({"certificate": forged})) }
+        };
+        let router = axum::Router::new();
+        let router = router.route("/v1/cluster/renew", axum::routing::post(answer));
+        let _hostile = Hostile::start(&tls_of(&bad), &bad_address, router);
+        let old = tls_of(&two);
+        let renewed = two.json(&["cluster", "renew", "--force"]);
+        assert_eq!(renewed["renewed"], true, "{what}: {renewed}");
+        assert_ne!(tls_of(&two)["certificate"], old["certificate"], "{what}");
+        assert_eq!(tls_of(&two)["authority"], old["authority"], "{what}");
+        backup(&two, &["--node-timeout", "5"]);
+    }
 }

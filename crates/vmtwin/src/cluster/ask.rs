@@ -13,9 +13,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
-use vmtwin_catalog::Node;
+use vmtwin_catalog::{CertificateState, Node};
 use vmtwin_cluster::{EntryPath, NodeDocument};
-use vmtwin_server::Client;
+use vmtwin_server::{Client, Credentials};
 
 use super::agent::{NodeStatus, WARNINGS};
 use super::membership::credentials;
@@ -116,7 +116,17 @@ pub(super) fn client(home: &Home) -> Result<Option<Client>> {
     let Some((cluster, credentials)) = credentials(home)? else {
         return Ok(None);
     };
-    Ok(Some(Client::new(&credentials, &cluster)?))
+    client_of(home, &credentials, &cluster).map(Some)
+}
+
+/// A client of these credentials. Who answers it is looked up in the catalog, as who asks an agent is.
+pub(super) fn client_of(home: &Home, credentials: &Credentials, cluster: &str) -> Result<Client> {
+    let db = Db::open(home)?;
+    let counts = move |fingerprint: &str| {
+        let state = db.run(async |catalog| catalog.certificate(fingerprint).await)?;
+        Ok(matches!(state, CertificateState::Valid(_)))
+    };
+    Ok(Client::new(credentials, cluster, counts)?)
 }
 
 /// The nodes of the cluster, and which of them answer.

@@ -15,14 +15,12 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
-use vmtwin_catalog::{Node, NodeId};
-use vmtwin_server::{
-    Certificate, CertificateRequest, Client, Credentials, NodeKey, PeerName, Problem,
-};
+use vmtwin_catalog::{CertificateState, Node, NodeId};
+use vmtwin_server::{CertificateRequest, Client, Credentials, NodeKey, PeerName, Problem};
 
-use super::agent::{Asking, Shared, blocking, no_database};
+use super::agent::{self, Shared, blocking, no_database};
 use super::ask;
-use super::membership::{self, DOES_NOT_COUNT, KeptNode, Signed, counts_until};
+use super::membership::{self, DOES_NOT_COUNT, KeptNode, counts_until};
 use super::node::Identity;
 use crate::db::Db;
 use crate::home::Home;
@@ -82,64 +80,93 @@ pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
     let key = NodeKey::make()?;
     let request = key.request_pem()?;
     // Where the authority's key is, nobody else is needed, whatever the old certificate is worth.
-    let signed = match membership::sign(home, &db, &identity.id, &request)? {
-        Some(signed) => signed,
+    let new = match membership::sign(home, &db, &identity.id, &request)? {
+        Some(signed) => Credentials {
+            certificate: signed.certificate,
+            key: key.to_pem(),
+            authority: signed.authority,
+        },
         None if ends_at.is_none() => bail!(DOES_NOT_COUNT),
-        None => Signed {
-            certificate: ask_others(home, &db, &identity.id, (&cluster, &old), &request)?,
-            authority: old.authority,
-        },
+        None => {
+            let asking = Asking {
+                home,
+                db: &db,
+                own: &identity.id,
+                cluster: &cluster,
+                old: &old,
+            };
+            asking.others(&key)?
+        }
     };
-    let new = Credentials {
-        certificate: signed.certificate,
-        key: key.to_pem(),
-        authority: signed.authority,
-    };
-    // Neither of another key, nor one that was not noted.
-    Client::new(&new, &cluster).context("the new certificate cannot be used")?;
     let ends_at = counts_until(&db, &new)?.context("the new certificate does not count")?;
-    membership::keep_node(
-        home,
-        KeptNode {
-            cluster,
-            authority: new.authority,
-            certificate: new.certificate,
-            key: new.key,
-        },
-    )?;
+    let kept = KeptNode {
+        cluster,
+        authority: new.authority,
+        certificate: new.certificate,
+        key: new.key,
+    };
+    membership::keep_node(home, kept)?;
     Ok(Renewal {
         renewed: true,
         ends_at,
     })
 }
 
-/// Asks one node after the other: who has the authority's key is not written down anywhere.
-fn ask_others(
-    home: &Home,
-    db: &Db,
-    own: &NodeId,
-    (cluster, credentials): (&str, &Credentials),
-    request: &str,
-) -> Result<String> {
-    let client = Client::new(credentials, cluster)?;
-    let nodes = db.run(async |catalog| catalog.nodes().await)?;
-    let cancel = home.cancel();
-    let runtime = ask::runtime()?;
-    let mut why = Vec::new();
-    for node in nodes.iter().filter(|node| node.id != *own) {
-        if cancel.is_set() {
-            bail!("stopped by a signal");
+/// A node that asks for a certificate.
+struct Asking<'a> {
+    home: &'a Home,
+    db: &'a Db,
+    own: &'a NodeId,
+    cluster: &'a str,
+    old: &'a Credentials,
+}
+
+impl Asking<'_> {
+    /// Asks one node after the other: who has the authority's key is not written down anywhere. What is no
+    /// good, by whomever, is passed over.
+    fn others(&self, key: &NodeKey) -> Result<Credentials> {
+        let client = ask::client_of(self.home, self.old, self.cluster)?;
+        let request = key.request_pem()?;
+        let nodes = self.db.run(async |catalog| catalog.nodes().await)?;
+        let cancel = self.home.cancel();
+        let runtime = ask::runtime()?;
+        let mut why = Vec::new();
+        for node in nodes.iter().filter(|node| node.id != *self.own) {
+            if cancel.is_set() {
+                bail!("stopped by a signal");
+            }
+            let given = runtime.block_on(ask_one(&client, node, &request));
+            match given.and_then(|given| self.accept(given, key)) {
+                Ok(new) => return Ok(new),
+                Err(error) => why.push(format!("{}: {error:#}", node.name)),
+            }
         }
-        match runtime.block_on(ask_one(&client, node, request)) {
-            Ok(certificate) => return Ok(certificate),
-            Err(error) => why.push(format!("{}: {error:#}", node.name)),
-        }
+        bail!(
+            "no node could renew this one's certificate; the one that has the authority's key must run \
+             `vmtwin serve` ({})",
+            why.join("; ")
+        )
     }
-    bail!(
-        "no node could renew this one's certificate; the one that has the authority's key must run \
-         `vmtwin serve` ({})",
-        why.join("; ")
-    )
+
+    /// Who answers may be any node, and one that was broken into too: the certificate is to be of the
+    /// authority that this node trusts already, for this node and its new key, and noted as such.
+    fn accept(&self, certificate: String, key: &NodeKey) -> Result<Credentials> {
+        let new = Credentials {
+            certificate,
+            key: key.to_pem(),
+            authority: self.old.authority.clone(),
+        };
+        new.check(self.own.as_str(), self.cluster)
+            .context("its answer was not taken")?;
+        let fingerprint = new.fingerprint()?;
+        let noted = self
+            .db
+            .run(async |catalog| catalog.certificate(&fingerprint).await)?;
+        if noted != CertificateState::Valid(self.own.clone()) {
+            bail!("its answer was not taken: the catalog has no such certificate of this node");
+        }
+        Ok(new)
+    }
 }
 
 async fn ask_one(client: &Client, node: &Node, request: &str) -> Result<String> {
@@ -156,14 +183,13 @@ async fn ask_one(client: &Client, node: &Node, request: &str) -> Result<String> 
         .await
         .map_err(late)??;
     let answer: RenewAnswer = serde_json::from_slice(&text).context("its answer cannot be read")?;
-    Certificate::fingerprint_of(&answer.certificate)?;
     Ok(answer.certificate)
 }
 
 /// Signs a certificate for the node that asks, where the authority's key is here.
 pub(super) async fn serve(
     State(agent): State<Shared>,
-    Extension(Asking(node)): Extension<Asking>,
+    Extension(agent::Asking(node)): Extension<agent::Asking>,
     Extension(name): Extension<PeerName>,
     Json(asked): Json<RenewRequest>,
 ) -> Result<Json<RenewAnswer>, Problem> {
