@@ -25,8 +25,8 @@ use crate::db::Db;
 use crate::home::Home;
 
 /// Nodes that are asked at one time. Those that do not answer take all of their time, and shall not let
-/// others wait; what an answer needs in memory meanwhile is some 100 KiB.
-const AT_ONCE: usize = 512;
+/// others wait; one that is asked needs some 100 KiB of memory.
+const AT_ONCE: usize = 1024;
 /// Files that asking a node needs: its connection, its answer, and one that is being closed.
 const FILES_OF_ONE: u64 = 3;
 /// Files that all else needs.

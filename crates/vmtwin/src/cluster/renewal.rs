@@ -18,7 +18,7 @@ use time::{Duration, OffsetDateTime};
 use vmtwin_catalog::{CertificateState, Node, NodeId};
 use vmtwin_server::{CertificateRequest, Client, Credentials, NodeKey, PeerName, Problem};
 
-use super::agent::{self, Shared, blocking, no_database};
+use super::agent::{Asking, Shared, blocking, no_database};
 use super::ask;
 use super::membership::{self, DOES_NOT_COUNT, KeptNode, counts_until};
 use super::node::Identity;
@@ -88,14 +88,14 @@ pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
         },
         None if ends_at.is_none() => bail!(DOES_NOT_COUNT),
         None => {
-            let asking = Asking {
+            let asker = Asker {
                 home,
                 db: &db,
                 own: &identity.id,
                 cluster: &cluster,
                 old: &old,
             };
-            asking.others(&key)?
+            asker.ask_others(&key)?
         }
     };
     let ends_at = counts_until(&db, &new)?.context("the new certificate does not count")?;
@@ -113,7 +113,7 @@ pub(crate) fn renew(home: &Home, force: bool) -> Result<Renewal> {
 }
 
 /// A node that asks for a certificate.
-struct Asking<'a> {
+struct Asker<'a> {
     home: &'a Home,
     db: &'a Db,
     own: &'a NodeId,
@@ -121,10 +121,10 @@ struct Asking<'a> {
     old: &'a Credentials,
 }
 
-impl Asking<'_> {
+impl Asker<'_> {
     /// Asks one node after the other: who has the authority's key is not written down anywhere. What is no
     /// good, by whomever, is passed over.
-    fn others(&self, key: &NodeKey) -> Result<Credentials> {
+    fn ask_others(&self, key: &NodeKey) -> Result<Credentials> {
         let client = ask::client_of(self.home, self.old, self.cluster)?;
         let request = key.request_pem()?;
         let nodes = self.db.run(async |catalog| catalog.nodes().await)?;
@@ -189,7 +189,7 @@ async fn ask_one(client: &Client, node: &Node, request: &str) -> Result<String> 
 /// Signs a certificate for the node that asks, where the authority's key is here.
 pub(super) async fn serve(
     State(agent): State<Shared>,
-    Extension(agent::Asking(node)): Extension<agent::Asking>,
+    Extension(Asking(node)): Extension<Asking>,
     Extension(name): Extension<PeerName>,
     Json(asked): Json<RenewRequest>,
 ) -> Result<Json<RenewAnswer>, Problem> {
