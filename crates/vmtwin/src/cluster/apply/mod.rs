@@ -68,12 +68,14 @@ pub(crate) fn restore(
     let mut db = Db::open(home)?;
     refuse_other_cluster(&db, &archive)?;
     let mut report = ClusterRestoreReport::new(args.dry_run);
-    let mut database = match args.skip_database || args.kind.is_some() {
+    report.database_plan = match args.skip_database || args.kind.is_some() {
         true => None,
         false => DatabasePlan::of(&db, &mut archive)?,
     };
     let may_replace = args.force || args.replace_database;
-    report.database_plan.clone_from(&database);
+    // One that is what it was needs nothing.
+    let plan = report.database_plan.clone();
+    let mut database = plan.filter(|database| !database.is_same());
     if let Some(lost) = database.take_if(|database| comes_first(home, &archive, database, args)) {
         drop(db);
         report.database = Some(lost_database(home, ui, &lost, args)?);
@@ -90,24 +92,20 @@ pub(crate) fn restore(
     let mut jobs = planned(home, ui, &db, &mut source, targets, &options)?;
     refuse_if_none(&jobs)?;
     show(ui, &jobs);
-    if let Some(database) = &database {
+    if let Some(database) = report
+        .database_plan
+        .as_ref()
+        .filter(|_| report.database.is_none())
+    {
         ui.note(&database.to_string());
     }
-    let to_do = jobs.iter().any(|job| job.report.has_work());
-    if !args.dry_run && (to_do || database.is_some()) && !args.yes {
-        confirm(&jobs, database.is_some())?;
-    }
-    if to_do && !args.dry_run {
-        report.safety_backup = Some(keep_what_is_there(home, ui, &db, &jobs)?);
-        // By that backup it is known of all nodes what they have now.
-        refuse_if_changed(home, &db, &mut source, &mut jobs, &options)?;
-    }
     if !args.dry_run {
-        let prepared = jobs.iter().filter_map(|job| job.prepared.as_ref());
-        for left in prepared.filter_map(|prepared| prepared.leaves.as_ref()) {
-            membership::put_certificate_aside(home, left)?;
+        let to_do = jobs.iter().any(|job| job.report.has_work());
+        if (to_do || database.is_some()) && !args.yes {
+            confirm(&jobs, database.is_some())?;
         }
-        apply(home, ui, options.force, &mut jobs)?;
+        let nodes = (&mut source, &mut jobs[..], &options);
+        report.safety_backup = carry_out(home, ui, &db, nodes)?;
     }
     let adopted = jobs.iter().find(|job| job.target.is_adopted());
     let adopted = adopted.map(|job| job.target.identity()).transpose()?;
@@ -130,13 +128,34 @@ pub(crate) fn restore(
     }
     // Its connection would hold the catalog while it is replaced.
     drop(db);
-    if let Some(database) = database {
-        match database.restore(home, &args.file, may_replace) {
-            Ok(database) => report.database = Some(database),
-            Err(error) => report.database_error = Some(format!("{error:#}")),
-        }
+    match database.map(|database| database.restore(home, &args.file, may_replace)) {
+        Some(Ok(database)) => report.database = Some(database),
+        Some(Err(error)) => report.database_error = Some(format!("{error:#}")),
+        None => {}
     }
     Ok(report)
+}
+
+/// Keeps what is there, and does what was agreed to on all nodes; where the copy is.
+fn carry_out(
+    home: &Home,
+    ui: &Ui,
+    db: &Db,
+    (source, jobs, options): (&mut Source<'_>, &mut [Job], &Options),
+) -> Result<Option<PathBuf>> {
+    let to_do = jobs.iter().any(|job| job.report.has_work());
+    let mut copy = None;
+    if to_do {
+        copy = Some(keep_what_is_there(home, ui, db, jobs)?);
+        // By that backup it is known of all nodes what they have now.
+        refuse_if_changed(home, db, source, jobs, options)?;
+    }
+    let prepared = jobs.iter().filter_map(|job| job.prepared.as_ref());
+    for left in prepared.filter_map(|prepared| prepared.leaves.as_ref()) {
+        membership::put_certificate_aside(home, left)?;
+    }
+    apply(home, ui, options.force, jobs)?;
+    Ok(copy)
 }
 
 /// Whether the database is restored before the nodes: it holds nothing, so that nothing is replaced,
