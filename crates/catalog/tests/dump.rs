@@ -164,12 +164,18 @@ async fn a_damaged_copy_changes_nothing() {
         damaged.push(flipped);
     }
     for bytes in damaged {
+        // Also where it is only asked what it holds; a later schema is no damage there.
+        if let Ok(told) = DumpSummary::of(&mut &bytes[..]) {
+            panic!("{told:?}");
+        }
         let error = load(&target.catalog, &source, &bytes).await.unwrap_err();
         let refused = matches!(error, Error::BadDump { .. } | Error::NewerDump { .. });
         assert!(refused || matches!(error, Error::DumpFile(_)), "{error:?}");
         assert!(dump(&target.catalog).await == before, "{error:?}");
     }
-    load(&target.catalog, &source, &good).await.unwrap();
+    let told = DumpSummary::of(&mut &good[..]).unwrap();
+    let loaded = load(&target.catalog, &source, &good).await.unwrap();
+    assert_eq!(told, loaded);
 }
 
 #[tokio::test]
@@ -208,6 +214,12 @@ async fn what_nobody_wrote_is_refused() {
             .await
             .unwrap_err();
         assert!(error.to_string().contains(why), "{text}: {error}");
+    }
+    for name in ["a\\u001b[2J", &"a".repeat(1000), "A", ""] {
+        let trailer = format!("{{\"rows\":0,\"sha256\":\"{}\"}}\n", "0".repeat(64));
+        let text = table(name, "\"key\"") + &trailer;
+        let error = DumpSummary::of(&mut text.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("name"), "{name}: {error}");
     }
     let newer = "{\"format\":\"vmtwin-database\",\"version\":1,\"schema\":9000}\n";
     let error = load(&fresh.catalog, &fresh, newer.as_bytes()).await;

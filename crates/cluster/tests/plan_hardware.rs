@@ -201,6 +201,24 @@ fn what_the_host_is_reached_by_and_what_is_there_is_left_alone() {
         ["master: 'a-bridge' -> 'z-bridge'"]
     );
 
+    // A VLAN on a card that allows less than it did.
+    let mut then = bare();
+    then.interfaces.push(Interface {
+        mtu: Some(9000),
+        ..vlan("eth0.9", "eth0", None)
+    });
+    let smaller = planned(
+        &document(then, Vec::new()),
+        &document(bare(), Vec::new()),
+        &[],
+        &Options::default(),
+    );
+    let Step::AddInterface { interface } = &find(&smaller, "eth0.9").steps[0] else {
+        panic!("{smaller}");
+    };
+    assert_eq!(interface.mtu, None);
+    assert!(find(&smaller, "eth0.9").warnings[0].contains("9000"));
+
     // A VLAN whose carrier is gone.
     let mut then = bare();
     then.interfaces.push(vlan("eth9.7", "eth9", None));
@@ -232,11 +250,30 @@ fn another_host_gets_the_bridges_that_guests_need_and_no_port() {
     assert_eq!(steps(&made)[..4], expected, "{made}");
     assert!(find(&made, "bond0").warnings[0].contains("eth1, eth2"));
     // No address comes along, and nothing is said against the guest.
-    let Step::AddInterface { interface } = &find(&made, "a-bridge").steps[0] else {
+    let Step::AddInterface { interface: bridge } = &find(&made, "a-bridge").steps[0] else {
         panic!("{made}");
     };
-    assert_eq!(interface.address, None);
+    assert_eq!(bridge.address, None);
     assert!(find(&made, "web").warnings.is_empty(), "{made}");
+
+    // A bridge that is there has what it needs, and cards of other hosts say nothing here.
+    let mut hardware = wired();
+    hardware
+        .interfaces
+        .push(vlan("eth0.9", "eth0", Some("a-bridge")));
+    let wired_anew = document(hardware, vec![nic("a-bridge")]);
+    let mut there = bare();
+    there
+        .interfaces
+        .push(interface("a-bridge", InterfaceKind::Bridge, None));
+    let there = planned(&wired_anew, &document(there, Vec::new()), &[], &options);
+    let hardware = there.items.iter();
+    assert_eq!(
+        hardware.filter(|i| i.section == Section::Hardware).count(),
+        0
+    );
+    let none = planned(&wired_anew, &now, &[], &options);
+    assert_eq!(find(&none, "eth0.9").action, Action::Cannot, "{none}");
 
     options.maps = vec!["a-bridge=eth0".parse().unwrap()];
     let mapped = planned(&then, &now, &[], &options);

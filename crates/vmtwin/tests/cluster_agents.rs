@@ -573,6 +573,15 @@ fn a_host_that_lost_its_home_is_its_node_again() {
     let (spare, agent4) = joined(&one, "node4");
     let (fourth, own) = (address(&one, "node4"), tls_of(&spare));
     agent4.end();
+    // By a part of it it becomes no other.
+    let part = [
+        &whole[..],
+        &["--to-new-hardware", "--type", "virtual"],
+        &open,
+    ]
+    .concat();
+    document_of(&spare.run(&part));
+    assert_eq!(tls_of(&spare), own);
     let place = [&restore[..], &["--to-new-hardware"], &open].concat();
     let taken = document_of(&spare.run(&place));
     let deployed = taken["nodes"][0]["deployed"].to_string();

@@ -68,6 +68,9 @@ ip link add br1 mtu 1400 type bridge
 ip link set br1 up
 ip link set eth0 master br1 up
 ip link set eth3 master br1 up
+ip link set eth4 up
+ip link add link eth4 name eth4.9 type vlan id 9
+ip link set eth4.9 up
 echo 2 >$card/sriov_numvfs
 
 vmtwin cluster create lab --node n1 >/dev/null
@@ -76,7 +79,9 @@ show links links
 file=$(echo /tmp/backups/*.zip)
 show same vmtwin cluster validate $file
 
-for gone in br0 br1 bond0.7 bond0; do ip link del $gone; done
+for gone in br0 br1 bond0.7 bond0 eth4.9; do ip link del $gone; done
+# No VLAN is switched on over one that is off.
+ip link set eth4 down
 echo 0 >$card/sriov_numvfs
 # The host is reached by this one since.
 ip addr add 10.0.0.1/24 dev eth3
@@ -165,7 +170,7 @@ fn boot(initramfs: &Path) -> String {
     ]);
     qemu.args(["-append", "console=ttyS0 panic=-1 quiet loglevel=1"]);
     qemu.args(["-initrd", text(initramfs)]);
-    for number in 0..4 {
+    for number in 0..5 {
         // Each on a wire of its own: in two bridges of one wire, what is sent goes round for ever.
         qemu.args(["-netdev", &format!("hubport,hubid={number},id=n{number}")]);
         let card = format!("virtio-net-pci,netdev=n{number},mac=52:54:00:00:00:0{number}");
@@ -251,7 +256,7 @@ fn what_a_host_is_configured_to_have_comes_back() {
     let (same, code) = said.of("same");
     assert_eq!(code, 0, "{same}");
     let bare = said.links("bare");
-    assert!(bare.len() + 4 == before.len(), "{bare:?}");
+    assert!(bare.len() + 5 == before.len(), "{bare:?}");
 
     let (planned, code) = said.of("planned");
     assert_eq!(code, 3, "{planned}");
@@ -260,6 +265,7 @@ fn what_a_host_is_configured_to_have_comes_back() {
         ("interface", "br1", "create"),
         ("interface", "bond0", "create"),
         ("interface", "bond0.7", "create"),
+        ("interface", "eth4.9", "create"),
         ("interface", "eth0", "change"),
         ("interface", "eth1", "change"),
         // It is what the host is reached by.

@@ -271,22 +271,26 @@ fn secrets_come_back_for_who_has_the_key() {
 
     // What was changed since is changed back, and kept, sealed for the same key.
     let changed = "Y2hhbmdlZCBzaW5jZQ==";
-    set_value(&nodes[1], changed);
-    set_password(&nodes[1], "changed");
+    for node in &nodes[..2] {
+        set_value(node, changed);
+        set_password(node, "changed");
+    }
     let report = nodes[0].ends(&whole, 0);
-    let differences = of(&report, "n2")["plan"]["items"].to_string();
-    assert!(differences.contains("its value"), "{differences}");
-    assert!(differences.contains("its passwords"), "{differences}");
-    assert_eq!(secrets(&nodes[1]), before[1]);
-    let before_restore = nodes[1].host.file("home/cluster/before-restore");
-    let mut copies: Vec<PathBuf> = std::fs::read_dir(before_restore)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|kind| kind == "age"))
-        .collect();
-    copies.sort();
-    let copy = opened_by_age(key, copies.last().unwrap());
-    assert_eq!(copy["values"][uuid(&nodes[1])], changed, "{copy}");
+    for (node, before) in nodes[..2].iter().zip(&before) {
+        let differences = of(&report, node.name)["plan"]["items"].to_string();
+        assert!(differences.contains("its value"), "{differences}");
+        assert!(differences.contains("its passwords"), "{differences}");
+        assert_eq!(secrets(node), *before);
+        let before_restore = node.host.file("home/cluster/before-restore");
+        let mut copies: Vec<PathBuf> = std::fs::read_dir(before_restore)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|kind| kind == "age"))
+            .collect();
+        copies.sort();
+        let copy = opened_by_age(key, copies.last().unwrap());
+        assert_eq!(copy["values"][uuid(node)], changed, "{copy}");
+    }
     assert_nothing_lies_about(&nodes, Path::new(file));
 
     // An agent that dies while it is asked: its configuration is there, and what is missing is said.

@@ -19,6 +19,10 @@ use crate::sql::{Argument, Session, query_built};
 
 /// Most tables that a copy may tell of.
 const MAX_TABLES: usize = 1000;
+/// Longest name of a table, bytes.
+const MAX_NAME_BYTES: usize = 64;
+/// A hash, in hexadecimal.
+const SHA256_DIGITS: usize = 64;
 /// Longest line: a row with the largest report of a job, and much room.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
@@ -133,6 +137,9 @@ pub(super) fn summarize(from: &mut Reader<'_>) -> Result<DumpSummary> {
         if tables.len() == MAX_TABLES {
             return Err(from.bad("there are too many tables"));
         }
+        if !is_name(&header.table) || tables.iter().any(|one| one.table == header.table) {
+            return Err(from.bad("the table's name is not one, or comes twice"));
+        }
         let trailer: TableTrailer = loop {
             let line = from.line()?;
             match line.starts_with(b"{") {
@@ -140,6 +147,9 @@ pub(super) fn summarize(from: &mut Reader<'_>) -> Result<DumpSummary> {
                 false => from.all.update(&line),
             }
         };
+        if trailer.sha256.len() != SHA256_DIGITS {
+            return Err(from.bad("the table's hash is none"));
+        }
         tables.push(TableSummary {
             table: header.table,
             rows: trailer.rows,
@@ -150,6 +160,12 @@ pub(super) fn summarize(from: &mut Reader<'_>) -> Result<DumpSummary> {
         schema: schema.unwrap_or_default(),
         tables,
     })
+}
+
+/// Names of tables are small letters; those of a copy from anywhere are shown to people.
+fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    (1..=MAX_NAME_BYTES).contains(&text.len()) && text.chars().all(allowed)
 }
 
 /// Reads everything back and compares counts and hashes.

@@ -93,7 +93,11 @@ fn needed(all: Vec<&Interface>, mut wanted: BTreeSet<String>) -> Vec<&Interface>
     loop {
         let known = wanted.len();
         for one in &all {
-            let is_port = one.master.as_ref().is_some_and(|to| wanted.contains(to));
+            // Not of a bridge that is here: that has what it needs.
+            let is_port = one
+                .master
+                .as_ref()
+                .is_some_and(|to| wanted.contains(to) && all.iter().any(|other| other.name == *to));
             if is_port && is_made(one) {
                 wanted.insert(one.name.clone());
             }
@@ -149,16 +153,19 @@ impl Host<'_> {
             return item.cannot(format!("the backup says what cannot be: {why}"));
         }
         if let Some(vlan) = &one.vlan
-            && !self.has(&vlan.parent)
+            && let Err(why) = self.carries(&vlan.parent)
         {
-            return item.cannot(format!("{}, which carries it, is not here", vlan.parent));
+            return item.cannot(why);
         }
         item.action = Action::Create;
-        item.steps.push(Step::AddInterface {
-            interface: self.as_it_will_be(one),
-        });
+        let interface = self.as_it_will_be(one);
+        if let (Some(then), None) = (one.mtu, interface.mtu) {
+            let why = format!("its MTU was {then}, which what carries it here does not allow");
+            item.warnings.push(why);
+        }
+        item.steps.push(Step::AddInterface { interface });
         match &one.master {
-            Some(to) if self.has(to) => item.steps.push(port(one, to, then)),
+            Some(to) if self.takes_ports(to) => item.steps.push(port(one, to, then)),
             Some(to) => item
                 .warnings
                 .push(format!("it was a port of {to}, which is not here")),
@@ -170,9 +177,33 @@ impl Host<'_> {
         item
     }
 
+    /// Whether a VLAN can stand on it. Names of another host's cards say nothing here.
+    fn carries(&self, parent: &str) -> Result<(), String> {
+        let is_card = self.cx.options.to_new_hardware && !self.made.contains(parent);
+        match (self.has(parent), is_card) {
+            (true, false) => Ok(()),
+            (false, _) => Err(format!("{parent}, which carries it, is not here")),
+            (true, true) => Err(format!(
+                "it was on {parent} of another host; make it on what carries it here"
+            )),
+        }
+    }
+
+    /// Whether ports may be added to it: on another host none to what is there already.
+    fn takes_ports(&self, name: &str) -> bool {
+        match self.cx.options.to_new_hardware {
+            true => self.made.contains(name),
+            false => self.has(name),
+        }
+    }
+
     /// Without what it is given by others, or will find out by itself.
     fn as_it_will_be(&self, one: &Interface) -> Interface {
+        let parent = one.vlan.as_ref();
+        let parent = parent.and_then(|vlan| self.here.get(vlan.parent.as_str()));
+        let most = parent.and_then(|parent| parent.mtu).unwrap_or(u32::MAX);
         Interface {
+            mtu: one.mtu.filter(|mtu| *mtu <= most),
             // Two hosts of one address disturb each other, and the old one may come back.
             address: match self.cx.options.to_new_hardware {
                 true => None,
@@ -226,8 +257,8 @@ impl Host<'_> {
         }
         if self.cx.live.addressed.contains(&one.name) {
             return Some(item.cannot(format!(
-                "it has an IP address, and would lose its connections as a port: move the address \
-                 to {to}, then: ip link set {} master {to}",
+                "it, or what stands on it, has an IP address, and would lose its connections as a \
+                 port: move the address to {to}, then: ip link set {} master {to}",
                 one.name
             )));
         }

@@ -273,16 +273,22 @@ pub(crate) fn credentials(home: &Home) -> Result<Option<(String, Credentials)>> 
     Ok(Some((kept.cluster, credentials)))
 }
 
-/// Puts the certificate of another node, whose place this host leaves, aside.
+/// Puts the certificate of another node, whose place this host leaves, aside; never over one that is
+/// there.
 pub(super) fn put_certificate_aside(home: &Home, of: &NodeName) -> Result<()> {
     let path = node_path(home);
-    let aside = path.with_extension(format!("json.of-{of}"));
-    match std::fs::rename(&path, aside) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot move {} away", path.display()))
+    let Some(text) = read(&path)? else {
+        return Ok(());
+    };
+    let mut aside = path.with_extension(format!("json.of-{of}"));
+    for number in 2.. {
+        match aside.try_exists()? {
+            false => break,
+            true => aside = path.with_extension(format!("json.of-{of}.{number}")),
         }
-        _ => Ok(()),
     }
+    crate::home::write_new_private(&aside, &text)?;
+    std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 fn node_path(home: &Home) -> PathBuf {

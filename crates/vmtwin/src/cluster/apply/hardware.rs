@@ -37,8 +37,8 @@ pub(super) fn apply(root: &Path, step: &Step) -> Result<()> {
     }
 }
 
-/// Interfaces with an IP address of more than the link's own: by these the host is reached. All of
-/// them, where that cannot be told.
+/// Interfaces with an IP address of more than the link's own, and those that such a one stands on, as a
+/// VLAN does: by these the host is reached. All of them, where that cannot be told.
 pub(super) fn addressed(host: &NodeDocument) -> BTreeSet<String> {
     let asked = ip(&["-json", "address", "show"]).and_then(|text| has_address(&text));
     asked.unwrap_or_else(|error| {
@@ -54,9 +54,24 @@ fn has_address(text: &str) -> Result<BTreeSet<String>> {
         let addresses = interface["addr_info"].as_array();
         addresses.is_some_and(|all| all.iter().any(|address| address["scope"] != "link"))
     };
+    let name = |interface: &Value, key: &str| interface[key].as_str().map(str::to_owned);
     let names = all.iter().filter(has_one);
-    let names = names.filter_map(|interface| interface["ifname"].as_str().map(str::to_owned));
-    Ok(names.collect())
+    let mut names: BTreeSet<String> = names.filter_map(|one| name(one, "ifname")).collect();
+    loop {
+        let above = |one: &&Value| name(one, "ifname").is_some_and(|it| names.contains(&it));
+        let below = all.iter().filter(above).filter_map(|one| name(one, "link"));
+        let ports = all.iter().filter(|one| {
+            let master = name(one, "master");
+            master.is_some_and(|master| names.contains(&master))
+        });
+        let ports = ports.filter_map(|one| name(one, "ifname"));
+        let more: Vec<String> = below.chain(ports).collect();
+        let known = names.len();
+        names.extend(more);
+        if names.len() == known {
+            return Ok(names);
+        }
+    }
 }
 
 /// One request to the kernel, so that it is there as a whole or not at all.
@@ -67,6 +82,8 @@ fn add_interface(root: &Path, interface: &Interface) -> Result<()> {
     let mut args = vec!["link".to_owned(), "add".to_owned()];
     let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(vlan) = &interface.vlan {
+        // None is switched on over one that is off.
+        ip(&["link", "set", "dev", &vlan.parent, "up"])?;
         add(&["link", &vlan.parent]);
     }
     add(&["name", &interface.name]);
@@ -108,7 +125,10 @@ fn add_port(root: &Path, port: &str, to: &str, primary: bool) -> Result<()> {
         None => {
             let addressed = has_address(&ip(&["-json", "address", "show"])?)?;
             if addressed.contains(port) {
-                bail!("it has an IP address by now, and would lose its connections as a port");
+                bail!(
+                    "it, or what stands on it, has an IP address by now, and would lose its \
+                     connections as a port"
+                );
             }
             // A bond takes none that is up, and switches it on itself.
             if is_bond {
@@ -163,9 +183,16 @@ mod tests {
         let text = r#"[{"ifname":"eth0","addr_info":[{"local":"10.0.0.2","scope":"global"}]},
             {"ifname":"eth1","addr_info":[{"local":"fe80::1","scope":"link"}]},
             {"ifname":"lo","addr_info":[{"local":"127.0.0.1","scope":"host"}]},
-            {"ifname":"eth2","addr_info":[]}]"#;
+            {"ifname":"eth2","addr_info":[]},
+            {"ifname":"eth3","addr_info":[]}, {"ifname":"eth4","master":"bond0","addr_info":[]},
+            {"ifname":"bond0","addr_info":[]},
+            {"ifname":"eth3.7","link":"eth3","addr_info":[{"local":"10.0.1.2","scope":"global"}]},
+            {"ifname":"bond0.7","link":"bond0","addr_info":[{"local":"10.0.2.2","scope":"global"}]}]"#;
         let found = has_address(text).unwrap();
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["eth0", "lo"]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            ["bond0", "bond0.7", "eth0", "eth3", "eth3.7", "eth4", "lo"]
+        );
         assert!(has_address("eth0: up").is_err());
     }
 

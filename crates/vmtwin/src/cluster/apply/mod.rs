@@ -65,97 +65,149 @@ pub(crate) fn restore(
 ) -> Result<ClusterRestoreReport> {
     let mut archive = Archive::open(&args.file)?;
     archive.verify()?;
-    let mut db = Db::open(home)?;
+    let db = Db::open(home)?;
     refuse_other_cluster(&db, &archive)?;
+    // Before anything is done: the key may be the wrong one.
+    let opening = Opening::of(&args.open, &mut archive)?;
     let mut report = ClusterRestoreReport::new(args.dry_run);
     report.database_plan = match args.skip_database || args.kind.is_some() {
         true => None,
         false => DatabasePlan::of(&db, &mut archive)?,
     };
-    let may_replace = args.force || args.replace_database;
+    drop(db);
     // One that is what it was needs nothing.
     let plan = report.database_plan.clone();
     let mut database = plan.filter(|database| !database.is_same());
     if let Some(lost) = database.take_if(|database| comes_first(home, &archive, database, args)) {
-        drop(db);
         report.database = Some(lost_database(home, ui, &lost, args)?);
-        db = Db::open(home)?;
     }
-    let rows = db.run(async |catalog| catalog.nodes().await)?;
-    let targets = choose::choose(home, &rows, &archive, args)?;
-    let opening = Opening::of(&args.open, &mut archive)?;
-    if let Some(database) = database.as_ref().filter(|_| !args.dry_run) {
-        database.refuse_to_replace(&db, may_replace)?;
-    }
-    let options = options(args);
-    let mut source = Source::of(&mut archive, opening)?;
-    let mut jobs = planned(home, ui, &db, &mut source, targets, &options)?;
-    refuse_if_none(&jobs)?;
-    show(ui, &jobs);
-    if let Some(database) = report
-        .database_plan
-        .as_ref()
-        .filter(|_| report.database.is_none())
-    {
-        ui.note(&database.to_string());
-    }
-    if !args.dry_run {
-        let to_do = jobs.iter().any(|job| job.report.has_work());
-        if (to_do || database.is_some()) && !args.yes {
-            confirm(&jobs, database.is_some())?;
-        }
-        let nodes = (&mut source, &mut jobs[..], &options);
-        report.safety_backup = carry_out(home, ui, &db, nodes)?;
-    }
-    let adopted = jobs.iter().find(|job| job.target.is_adopted());
-    let adopted = adopted.map(|job| job.target.identity()).transpose()?;
-    report.nodes = jobs.into_iter().map(|job| job.report).collect();
-    if args.dry_run || args.kind.is_some() {
-        return Ok(report);
-    }
-    if report.is_failed() {
-        let why = "its turn did not come: it is restored last, when nothing has failed";
-        report.database_error = database.map(|_| why.to_owned());
-        return Ok(report);
-    }
-    let is_known = |identity: &Identity| rows.iter().any(|row| row.id == identity.id);
-    let has_database = database.is_some() || report.database.is_some();
-    if let Some(identity) = adopted.filter(|identity| has_database || is_known(identity)) {
-        take_place(home, &identity)?;
-        report
-            .warnings
-            .extend(without_certificate(home, &identity)?);
-    }
-    // Its connection would hold the catalog while it is replaced.
-    drop(db);
-    match database.map(|database| database.restore(home, &args.file, may_replace)) {
-        Some(Ok(database)) => report.database = Some(database),
-        Some(Err(error)) => report.database_error = Some(format!("{error:#}")),
-        None => {}
-    }
-    Ok(report)
+    let is_restored = report.database.is_some();
+    let run = Run {
+        home,
+        ui,
+        args,
+        database,
+    };
+    run.nodes_first(&mut archive, opening, report)
+        .map_err(|error| match is_restored {
+            true => {
+                error.context("the database was restored before this; go on with --skip-database")
+            }
+            false => error,
+        })
 }
 
-/// Keeps what is there, and does what was agreed to on all nodes; where the copy is.
-fn carry_out(
-    home: &Home,
-    ui: &Ui,
-    db: &Db,
-    (source, jobs, options): (&mut Source<'_>, &mut [Job], &Options),
-) -> Result<Option<PathBuf>> {
-    let to_do = jobs.iter().any(|job| job.report.has_work());
-    let mut copy = None;
-    if to_do {
-        copy = Some(keep_what_is_there(home, ui, db, jobs)?);
-        // By that backup it is known of all nodes what they have now.
-        refuse_if_changed(home, db, source, jobs, options)?;
+/// A restore of nodes, and of the database where that comes last.
+struct Run<'a> {
+    home: &'a Home,
+    ui: &'a Ui,
+    args: &'a ClusterRestoreArgs,
+    database: Option<DatabasePlan>,
+}
+
+impl Run<'_> {
+    fn nodes_first(
+        self,
+        archive: &mut Archive,
+        opening: Option<Opening>,
+        mut report: ClusterRestoreReport,
+    ) -> Result<ClusterRestoreReport> {
+        let Run { home, ui, args, .. } = self;
+        let db = Db::open(home)?;
+        let rows = db.run(async |catalog| catalog.nodes().await)?;
+        let targets = choose::choose(home, &rows, archive, args)?;
+        let may_replace = args.force || args.replace_database;
+        if let Some(database) = self.database.as_ref().filter(|_| !args.dry_run) {
+            database.refuse_to_replace(&db, may_replace)?;
+        }
+        let options = options(args);
+        let mut source = Source::of(archive, opening)?;
+        let mut jobs = planned(home, ui, &db, &mut source, targets, &options)?;
+        refuse_if_none(&jobs)?;
+        show(ui, &jobs);
+        if let Some(database) = report
+            .database_plan
+            .as_ref()
+            .filter(|_| report.database.is_none())
+        {
+            ui.note(&database.to_string());
+        }
+        let has_database = self.database.is_some() || report.database.is_some();
+        let adopted = adopted(&jobs, &rows, has_database, args)?;
+        if !args.dry_run {
+            let to_do = jobs.iter().any(|job| job.report.has_work());
+            if (to_do || self.database.is_some()) && !args.yes {
+                confirm(&jobs, self.database.is_some())?;
+            }
+            let nodes = (&mut source, &mut jobs[..], &options);
+            report.safety_backup = self.carry_out(&db, nodes, adopted.as_ref())?;
+        }
+        report.nodes = jobs.into_iter().map(|job| job.report).collect();
+        if args.dry_run || args.kind.is_some() {
+            return Ok(report);
+        }
+        if report.is_failed() {
+            let why = "its turn did not come: it is restored last, when nothing has failed";
+            report.database_error = self.database.map(|_| why.to_owned());
+            return Ok(report);
+        }
+        if let Some(identity) = &adopted {
+            keep_its_database(home)?;
+            report.warnings.extend(without_certificate(home, identity)?);
+        }
+        // Its connection would hold the catalog while it is replaced.
+        drop(db);
+        let database = self.database.as_ref();
+        match database.map(|database| database.restore(home, &args.file, may_replace)) {
+            Some(Ok(database)) => report.database = Some(database),
+            Some(Err(error)) => report.database_error = Some(format!("{error:#}")),
+            None => {}
+        }
+        Ok(report)
     }
-    let prepared = jobs.iter().filter_map(|job| job.prepared.as_ref());
-    for left in prepared.filter_map(|prepared| prepared.leaves.as_ref()) {
-        membership::put_certificate_aside(home, left)?;
+
+    /// Keeps what is there, and does what was agreed to on all nodes; where the copy is.
+    fn carry_out(
+        &self,
+        db: &Db,
+        (source, jobs, options): (&mut Source<'_>, &mut [Job], &Options),
+        adopted: Option<&Identity>,
+    ) -> Result<Option<PathBuf>> {
+        let Run { home, ui, .. } = *self;
+        let mut copy = None;
+        if jobs.iter().any(|job| job.report.has_work()) {
+            copy = Some(keep_what_is_there(home, ui, db, jobs)?);
+            // By that backup it is known of all nodes what they have now.
+            refuse_if_changed(home, db, source, jobs, options)?;
+        }
+        for prepared in jobs.iter().filter_map(|job| job.prepared.as_ref()) {
+            if let Some(file) = host::keep_secrets(home, prepared)? {
+                ui.note(&format!("secrets before: {}", file.display()));
+            }
+            if let Some(identity) = adopted {
+                take_place(home, prepared, identity)?;
+            }
+        }
+        apply(home, ui, options.force, jobs)?;
+        Ok(copy)
     }
-    apply(home, ui, options.force, jobs)?;
-    Ok(copy)
+}
+
+/// The node that this host becomes: it is to be in the database, by now or at the end, and a part of a
+/// node is not the node.
+fn adopted(
+    jobs: &[Job],
+    rows: &[vmtwin_catalog::Node],
+    has_database: bool,
+    args: &ClusterRestoreArgs,
+) -> Result<Option<Identity>> {
+    let adopted = jobs.iter().find(|job| job.target.is_adopted());
+    let Some(job) = adopted.filter(|_| args.kind.is_none()) else {
+        return Ok(None);
+    };
+    let identity = job.target.identity()?;
+    let is_known = rows.iter().any(|row| row.id == identity.id);
+    Ok((has_database || is_known).then_some(identity))
 }
 
 /// Whether the database is restored before the nodes: it holds nothing, so that nothing is replaced,
@@ -186,9 +238,17 @@ fn lost_database(
     database.restore(home, &args.file, false)
 }
 
-/// Makes this host the node whose place it takes, with the database that was named for it.
-fn take_place(home: &Home, identity: &Identity) -> Result<()> {
-    identity.keep(home)?;
+/// Makes this host the node whose place it takes: before its steps, so that what is cut off goes on as
+/// that node. The certificate of the one that it was is put aside.
+fn take_place(home: &Home, prepared: &Prepared, identity: &Identity) -> Result<()> {
+    if let Some(left) = &prepared.leaves {
+        membership::put_certificate_aside(home, left)?;
+    }
+    identity.keep(home)
+}
+
+/// Keeps the database that was named for a host that became a node.
+fn keep_its_database(home: &Home) -> Result<()> {
     match home.database()? {
         Some(url) => home.keep_database(Some(&url)),
         None => Ok(()),

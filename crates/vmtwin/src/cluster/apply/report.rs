@@ -215,8 +215,14 @@ impl ClusterRestoreReport {
         let idle = |node: &NodeRestoreReport| node.outcome.deployed.is_empty();
         let missed = self.nodes.iter().any(|node| node.not_reached.is_some());
         if self.is_failed() || missed {
-            lines
-                .push("run the same again when the cause is gone: it goes on from here".to_owned());
+            // What the database holds since is not to be replaced once more.
+            let how = match self.database.is_some() {
+                true => "run the same with --skip-database",
+                false => "run the same again",
+            };
+            lines.push(format!(
+                "{how} when the cause is gone: it goes on from here"
+            ));
         } else if self.nodes.iter().all(idle) && self.database.is_none() {
             lines.push("nothing was to be done".to_owned());
         }

@@ -6,7 +6,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result};
 use time::OffsetDateTime;
-use vmtwin_cluster::manifest::NodeState;
+use vmtwin_cluster::manifest::{Node, NodeState};
 use vmtwin_cluster::plan::Options;
 use vmtwin_cluster::{Archive, EntryPath, NodeDocument, NodeName};
 
@@ -22,9 +22,26 @@ pub(in crate::cluster) struct Source<'a> {
 
 /// A node that had a guest.
 struct Holder {
-    as_of: (bool, OffsetDateTime),
+    rank: Rank,
     id: String,
     name: NodeName,
+}
+
+/// Which of several nodes had a guest, the last one of all: what a node gave itself for the backup counts
+/// for more than what was last known of it, and where the guest ran for more than where it was off, since
+/// a migration may leave a definition behind.
+type Rank = (bool, bool, OffsetDateTime);
+
+fn note(holders: &mut BTreeMap<String, Holder>, node: &Node, document: NodeDocument) {
+    let is_collected = node.state == NodeState::Collected;
+    for guest in document.r#virtual.objects {
+        let Some(uuid) = guest.uuid else { continue };
+        let rank = (is_collected, guest.active == Some(true), document.taken_at);
+        if holders.get(&uuid).is_none_or(|other| other.rank < rank) {
+            let (id, name) = (node.id.clone(), node.name.clone());
+            holders.insert(uuid, Holder { rank, id, name });
+        }
+    }
 }
 
 impl<'a> Source<'a> {
@@ -38,15 +55,7 @@ impl<'a> Source<'a> {
                 continue;
             }
             let document = read_node(archive, &node.name)?;
-            // What a node gave itself for the backup counts for more than what was last known.
-            let as_of = (node.state == NodeState::Collected, document.taken_at);
-            let guests = document.r#virtual.objects.into_iter();
-            for uuid in guests.filter_map(|guest| guest.uuid) {
-                if holders.get(&uuid).is_none_or(|other| other.as_of < as_of) {
-                    let (id, name) = (node.id.clone(), node.name.clone());
-                    holders.insert(uuid, Holder { as_of, id, name });
-                }
-            }
+            note(&mut holders, &node, document);
         }
         Ok(Source {
             archive,
@@ -112,4 +121,66 @@ pub(crate) fn read_node(archive: &mut Archive, name: &NodeName) -> Result<NodeDo
         .read_to_string(&mut xml)
         .with_context(|| format!("cannot read the configuration of {name}"))?;
     Ok(NodeDocument::from_xml(&xml)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use time::Duration;
+    use vmtwin_cluster::node::{Hardware, Object, Objects, VERSION};
+
+    use super::*;
+
+    const GUEST: &str = "11111111-1111-4111-8111-111111111111";
+
+    fn holder(nodes: [(NodeState, bool, i64); 2]) -> String {
+        let mut holders = BTreeMap::new();
+        for (number, (state, active, seconds)) in nodes.into_iter().enumerate() {
+            let name: NodeName = format!("n{}", number + 1).parse().unwrap();
+            let taken_at = OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds);
+            let node = Node {
+                name: name.clone(),
+                id: name.to_string(),
+                state,
+                as_of: Some(taken_at),
+                error: None,
+                secrets: None,
+            };
+            let guest = Object {
+                by: "libvirt".to_owned(),
+                kind: "domain".to_owned(),
+                name: "web".to_owned(),
+                uuid: Some(GUEST.to_owned()),
+                active: Some(active),
+                autostart: None,
+                definition: String::new(),
+                parts: Vec::new(),
+            };
+            let document = NodeDocument {
+                version: VERSION,
+                name,
+                id: node.id.clone(),
+                taken_at,
+                program: String::new(),
+                hardware: Hardware::default(),
+                logical: Objects::default(),
+                r#virtual: Objects {
+                    objects: vec![guest],
+                    settings: Vec::new(),
+                },
+            };
+            note(&mut holders, &node, document);
+        }
+        holders[GUEST].name.to_string()
+    }
+
+    #[test]
+    fn a_guest_is_where_it_ran_last() {
+        use NodeState::{Collected, LastKnown};
+        assert_eq!(holder([(Collected, true, 1), (Collected, false, 2)]), "n1");
+        assert_eq!(holder([(Collected, false, 2), (Collected, true, 1)]), "n2");
+        assert_eq!(holder([(Collected, false, 1), (Collected, false, 2)]), "n2");
+        assert_eq!(holder([(LastKnown, true, 2), (Collected, false, 1)]), "n2");
+    }
 }
