@@ -118,7 +118,16 @@ fn one_node_restores_all_that_let_it() {
     let audit =
         "SELECT count(*) FROM audit WHERE action = 'restore of a node' AND outcome = 'done'";
     assert_eq!(sql(audit), "2");
-    let whole = nodes[0].run(&["cluster", "restore", file, "--yes", "--force"]);
+    let whole = ["cluster", "restore", file, "--yes", "--force"];
+    // Killed when the nodes are done, before it is replaced and after: it is the one or the other.
+    for (step, rows) in [("cluster-database", "2"), ("cluster-database-loaded", "0")] {
+        let mut killed = nodes[0].command(&whole);
+        let killed = killed.env("VMTWIN_FAILPOINT", format!("{step}=kill"));
+        let killed = killed.output().unwrap();
+        assert!(killed.stdout.is_empty(), "{}", told(&killed));
+        assert_eq!(sql(audit), rows, "{step}");
+    }
+    let whole = nodes[0].run(&whole);
     assert!(matches!(code(&whole), 0 | 3), "{}", told(&whole));
     assert!(document(&whole)["database"].is_object());
     assert_eq!(sql(audit), "0");

@@ -297,9 +297,10 @@ async fn schema_of(session: &mut Session) -> Result<i64> {
 mod tests {
     use super::*;
     use sqlx::Connection;
+    use vmtwin_testkit::Postgres;
 
     /// A copy that an older version made is worth what the catalog it was made of is worth.
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_copy_of_the_first_schema_is_brought_up_to_date() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("first.db");
@@ -328,5 +329,13 @@ mod tests {
         assert_eq!(upgraded.summary().await.unwrap(), loaded);
         assert_eq!(target.vms().await.unwrap(), upgraded.vms().await.unwrap());
         target.check().await.unwrap();
+
+        let server = Catalog::open_postgres(&Postgres::shared().database())
+            .await
+            .unwrap();
+        let on_server = server.load(&mut &copy[..], folder.path(), false).await;
+        assert_eq!(on_server.unwrap().content, loaded);
+        assert_eq!(server.vms().await.unwrap(), upgraded.vms().await.unwrap());
+        server.check().await.unwrap();
     }
 }

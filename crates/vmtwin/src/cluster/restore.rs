@@ -12,6 +12,7 @@ use vmtwin_cluster::{Archive, EntryPath};
 use super::backup::refuse_other_cluster;
 use crate::command::catalog::{dropped_deletions, make_way};
 use crate::db::Db;
+use crate::failpoint;
 use crate::home::Home;
 
 /// What a restore did.
@@ -42,9 +43,11 @@ pub(crate) fn restore_database(home: &Home, file: &Path, force: bool) -> Result<
     let nodes_before = db.run(async |catalog| catalog.nodes().await)?;
     let copy = make_way(home, &db, &before, force)?;
     let mut from = BufReader::new(archive.reader(&EntryPath::Database)?);
+    failpoint::pass("cluster-database")?;
     let loaded = db
         .load(&mut from, &home.run_dir()?, force)
         .context("the database was not changed")?;
+    failpoint::pass("cluster-database-loaded")?;
     let nodes = db.run(async |catalog| catalog.nodes().await)?;
     let mut warnings = changed_nodes(&nodes_before, &nodes);
     warnings.extend(dropped_deletions(&loaded));
