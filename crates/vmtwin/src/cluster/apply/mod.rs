@@ -180,8 +180,13 @@ impl Run<'_> {
             // By that backup it is known of all nodes what they have now.
             refuse_if_changed(home, db, source, jobs, options)?;
         }
-        for prepared in jobs.iter().filter_map(|job| job.prepared.as_ref()) {
-            if let Some(file) = host::keep_secrets(home, prepared)? {
+        for job in jobs.iter() {
+            let Some(prepared) = &job.prepared else {
+                continue;
+            };
+            if job.report.has_work()
+                && let Some(file) = host::keep_secrets(home, prepared)?
+            {
                 ui.note(&format!("secrets before: {}", file.display()));
             }
             if let Some(identity) = adopted {
