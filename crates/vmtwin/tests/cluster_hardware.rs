@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::text;
+use common::{action, text};
 use serde_json::Value;
 use vmtwin_testkit::{Accel, Workdir, cached, run};
 
@@ -237,17 +237,6 @@ impl Said {
     }
 }
 
-/// What a plan or a validation says of a thing.
-fn action(report: &Value, kind: &str, name: &str) -> String {
-    let items = report["nodes"][0]["plan"]["items"].as_array().unwrap();
-    let mut found = items
-        .iter()
-        .filter(|item| item["kind"] == kind && item["name"] == name);
-    let found = found.next();
-    let found = found.unwrap_or_else(|| panic!("no {kind} {name}: {report}"));
-    found["action"].as_str().unwrap().to_owned()
-}
-
 #[test]
 fn what_a_host_is_configured_to_have_comes_back() {
     let work = Workdir::new();
@@ -273,7 +262,11 @@ fn what_a_host_is_configured_to_have_comes_back() {
         ("pci", "0000:01:00.0", "change"),
         ("pci", "0000:01:00.1", "create"),
     ] {
-        assert_eq!(action(&planned, kind, name), wanted, "{name}: {planned}");
+        assert_eq!(
+            action(&planned["nodes"][0], kind, name),
+            wanted,
+            "{name}: {planned}"
+        );
     }
     assert_eq!(said.links("untouched"), bare);
 

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::lab::{Node, backup, hindered, ip, lab, of};
-use common::{PATIENCE, code, document, text, told};
+use common::{PATIENCE, action, code, document, text, told};
 use serde_json::Value;
 use vmtwin_testkit::{Postgres, run};
 
@@ -286,16 +286,6 @@ fn wait_for(what: impl Fn() -> bool) {
     }
 }
 
-/// What a plan says of a guest.
-fn action(report: &Value, node: &str, guest: &str) -> String {
-    let items = of(report, node)["plan"]["items"].as_array().unwrap();
-    let mut found = items.iter().filter(|item| item["name"] == guest);
-    let found = found
-        .next()
-        .unwrap_or_else(|| panic!("no {guest}: {report}"));
-    found["action"].as_str().unwrap().to_owned()
-}
-
 fn running(node: &Node) -> String {
     node.host
         .virsh(&["list", "--name", "--state-running"])
@@ -324,11 +314,11 @@ fn all_nodes_and_the_database_are_lost_and_one_command_brings_them_back() {
     let valid = nodes[1].ends(&["cluster", "validate", text(&file)], 0);
     for node in &nodes {
         let guest = format!("guest-{}", node.name);
-        assert_eq!(action(&valid, node.name, &guest), "same");
+        assert_eq!(action(of(&valid, node.name), "domain", &guest), "same");
     }
     nodes[2].host.virsh(&["net-autostart", "lan-n3"]);
     let valid = nodes[1].ends(&["cluster", "validate", text(&file)], 3);
-    assert_eq!(action(&valid, "n3", "lan-n3"), "change");
+    assert_eq!(action(of(&valid, "n3"), "network", "lan-n3"), "change");
     let one = ["cluster", "validate", text(&file), "--node", "n2"];
     nodes[1].ends(&one, 0);
 
@@ -402,7 +392,10 @@ fn a_guest_is_never_started_on_two_nodes() {
     assert!(told.contains("node n2 has it"), "{told}");
     assert_eq!(nodes[0].everything(), "");
     let report = nodes[0].ends(&restore, 3);
-    assert_eq!(action(&report, "n1", "guest-n1"), "left-alone");
+    assert_eq!(
+        action(of(&report, "n1"), "domain", "guest-n1"),
+        "left-alone"
+    );
     assert_eq!(running(&nodes[0]), "");
     assert_eq!(running(&nodes[1]), "guest-n1");
 
@@ -417,6 +410,9 @@ fn a_guest_is_never_started_on_two_nodes() {
     let mut from = restore;
     from[2] = text(&both);
     let report = nodes[0].ends(&from, 3);
-    assert_eq!(action(&report, "n1", "guest-n1"), "left-alone");
+    assert_eq!(
+        action(of(&report, "n1"), "domain", "guest-n1"),
+        "left-alone"
+    );
     assert_eq!(running(&nodes[0]), "");
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{PATIENCE, code, document, text, told};
+use common::{PATIENCE, action, code, document, text, told};
 use serde_json::Value;
 use vmtwin_testkit::{LibvirtGuest, LibvirtHost, Mode};
 
@@ -273,17 +273,6 @@ fn wipe(host: &LibvirtHost) {
     assert_eq!(everything(host), BTreeMap::new());
 }
 
-/// What a report's plan says of a thing.
-fn action<'a>(report: &'a Value, kind: &str, name: &str) -> &'a str {
-    let plan = report.get("plan").unwrap_or(&report["nodes"][0]["plan"]);
-    let items = plan["items"].as_array().unwrap().iter();
-    let mut found = items.filter(|item| item["kind"] == kind && item["name"] == name);
-    let found = found.next();
-    found.unwrap_or_else(|| panic!("no {kind} {name}: {report}"))["action"]
-        .as_str()
-        .unwrap()
-}
-
 fn hindered() -> bool {
     let hindrance = LibvirtHost::hindrance();
     if let Some(reason) = &hindrance {
@@ -317,7 +306,7 @@ fn a_wiped_node_comes_back_word_for_word() {
         "{links:?}"
     );
     let valid = node.ends(&["cluster", "validate", file], 0);
-    assert_eq!(action(&valid, "domain", "web"), "same");
+    assert_eq!(action(&valid["nodes"][0], "domain", "web"), "same");
 
     // As it is, there is nothing to do: neither for the node, nor to it.
     let same = node.run(&["cluster", "restore", file, "--type", "virtual", "--dry-run"]);
@@ -331,8 +320,8 @@ fn a_wiped_node_comes_back_word_for_word() {
     let images = host.file("images");
     let volume = std::fs::read(images.join("web.qcow2")).unwrap();
     let planned = node.ends(&["cluster", "restore", file, "--dry-run"], 3);
-    assert_eq!(action(&planned, "domain", "web"), "create");
-    assert_eq!(action(&planned, "interface", "tbr0"), "create");
+    assert_eq!(action(&planned["nodes"][0], "domain", "web"), "create");
+    assert_eq!(action(&planned["nodes"][0], "interface", "tbr0"), "create");
     assert_eq!(everything(&host), BTreeMap::new());
     let asked = node.ends(&restore[..4], 1);
     assert!(asked.as_str().unwrap().contains("--yes"), "{asked}");
@@ -367,7 +356,7 @@ fn a_wiped_node_comes_back_word_for_word() {
     vmtwin_testkit::run(edit.args(["virsh", "edit", "web"]));
     assert_ne!(everything(&host), before);
     let changed = node.ends(&restore, 3);
-    assert_eq!(action(&changed, "domain", "web"), "change");
+    assert_eq!(action(&changed["nodes"][0], "domain", "web"), "change");
     assert_eq!(everything(&host), before);
     let secure = host.virsh(&["dumpxml", "--inactive", "--security-info", "web"]);
     assert!(secure.contains("passwd='hunter2'"), "{secure}");
@@ -397,8 +386,8 @@ fn what_runs_or_is_not_known_is_left_alone() {
 
     let restore = ["cluster", "restore", file, "--skip-database", "--yes"];
     let left = node.ends(&restore, 3);
-    assert_eq!(action(&left, "domain", BOOT), "left-alone");
-    assert_eq!(action(&left, "network", "later"), "unknown");
+    assert_eq!(action(&left["nodes"][0], "domain", BOOT), "left-alone");
+    assert_eq!(action(&left["nodes"][0], "network", "later"), "unknown");
     assert_eq!(host.virsh(&["dumpxml", "--inactive", BOOT]), changed);
     let forced = node.run(&[&restore[..], &["--force"]].concat());
     assert!(matches!(code(&forced), 0 | 3), "{}", told(&forced));
@@ -484,8 +473,11 @@ fn another_host_has_other_names() {
         &path,
     ];
     let told = node.ends(&restore, 3);
-    assert_eq!(action(&told, "volume", "images/a.img"), "cannot");
-    assert_eq!(action(&told, "network", "uplink"), "create");
+    assert_eq!(
+        action(&told["nodes"][0], "volume", "images/a.img"),
+        "cannot"
+    );
+    assert_eq!(action(&told["nodes"][0], "network", "uplink"), "create");
     let network = host.virsh(&["net-dumpxml", "uplink"]);
     assert!(network.contains("<bridge name='lo'/>"), "{network}");
     let pool = host.virsh(&["pool-dumpxml", "images"]);

@@ -29,12 +29,13 @@ const MAX_VLAN: u32 = 4094;
 /// guests need, and none of its own devices becomes a port: their names say nothing there.
 pub(super) fn items(cx: &Context<'_>) -> Vec<Item> {
     let live = &cx.live.document.hardware.interfaces;
+    let then = lasting(&cx.document.hardware.interfaces, &cx.made_bridges);
     let mut host = Host {
         cx,
+        then: &then,
         here: live.iter().map(|one| (one.name.as_str(), one)).collect(),
         made: BTreeSet::new(),
     };
-    let then = lasting(&cx.document.hardware.interfaces, &cx.made_bridges);
     let (there, missing): (Vec<_>, Vec<_>) = then
         .iter()
         .copied()
@@ -45,7 +46,7 @@ pub(super) fn items(cx: &Context<'_>) -> Vec<Item> {
     };
     let (ordered, circle) = ordered(missing);
     let ordered = ordered.into_iter();
-    let mut items: Vec<Item> = ordered.map(|one| host.missing(one, &then)).collect();
+    let mut items: Vec<Item> = ordered.map(|one| host.missing(one)).collect();
     let why = "the backup says what cannot be: it is needed by what it needs";
     items.extend(circle.into_iter().map(|one| named(one).cannot(why)));
     if !cx.options.to_new_hardware {
@@ -82,10 +83,14 @@ fn named(one: &Interface) -> Item {
     item(Section::Hardware, "interface", &one.name)
 }
 
+/// What a VLAN stands on.
+fn parent(one: &Interface) -> Option<&String> {
+    one.vlan.as_ref().map(|vlan| &vlan.parent)
+}
+
 /// What an interface cannot be without, and what it is a port of.
 fn before(one: &Interface) -> impl Iterator<Item = &String> {
-    let parent = one.vlan.as_ref().map(|vlan| &vlan.parent);
-    parent.into_iter().chain(&one.master)
+    parent(one).into_iter().chain(&one.master)
 }
 
 /// Those of `all` that can be made and that are wanted, with all they consist of.
@@ -101,9 +106,8 @@ fn needed(all: Vec<&Interface>, mut wanted: BTreeSet<String>) -> Vec<&Interface>
             if is_port && is_made(one) {
                 wanted.insert(one.name.clone());
             }
-            let parent = one.vlan.as_ref().map(|vlan| &vlan.parent);
             if wanted.contains(&one.name) {
-                wanted.extend(parent.cloned());
+                wanted.extend(parent(one).cloned());
             }
         }
         if wanted.len() == known {
@@ -133,6 +137,8 @@ fn ordered(mut left: Vec<&Interface>) -> (Vec<&Interface>, Vec<&Interface>) {
 /// The host as it will be.
 struct Host<'a> {
     cx: &'a Context<'a>,
+    /// All of the backup.
+    then: &'a [&'a Interface],
     here: BTreeMap<&'a str, &'a Interface>,
     /// Names of those that the plan makes, up to now.
     made: BTreeSet<String>,
@@ -143,8 +149,17 @@ impl Host<'_> {
         self.here.contains_key(name) || self.made.contains(name)
     }
 
-    /// One that is not here; `then` are all of the backup.
-    fn missing(&mut self, one: &Interface, then: &[&Interface]) -> Item {
+    /// Whether others may stand on it, or be its ports. Names of another host's cards say nothing here,
+    /// and what is there already is none of that host's.
+    fn is_usable(&self, name: &str) -> bool {
+        match self.cx.options.to_new_hardware {
+            true => self.made.contains(name),
+            false => self.has(name),
+        }
+    }
+
+    /// One that is not here.
+    fn missing(&mut self, one: &Interface) -> Item {
         let mut item = named(one);
         if !is_made(one) {
             return item.cannot("this host has it no more");
@@ -152,10 +167,13 @@ impl Host<'_> {
         if let Err(why) = check(one) {
             return item.cannot(format!("the backup says what cannot be: {why}"));
         }
-        if let Some(vlan) = &one.vlan
-            && let Err(why) = self.carries(&vlan.parent)
-        {
-            return item.cannot(why);
+        if let Some(parent) = parent(one).filter(|parent| !self.is_usable(parent)) {
+            return item.cannot(match self.has(parent) {
+                true => {
+                    format!("it was on {parent} of another host; make it on what carries it here")
+                }
+                false => format!("{parent}, which carries it, is not here"),
+            });
         }
         item.action = Action::Create;
         let interface = self.as_it_will_be(one);
@@ -165,42 +183,21 @@ impl Host<'_> {
         }
         item.steps.push(Step::AddInterface { interface });
         match &one.master {
-            Some(to) if self.takes_ports(to) => item.steps.push(port(one, to, then)),
+            Some(to) if self.is_usable(to) => item.steps.push(self.port(one, to)),
             Some(to) => item
                 .warnings
                 .push(format!("it was a port of {to}, which is not here")),
             None => {}
         }
-        self.warn_of_ports(one, then, &mut item);
+        self.warn_of_ports(one, &mut item);
         item.warnings.push(UNTIL_BOOT.to_owned());
         self.made.insert(one.name.clone());
         item
     }
 
-    /// Whether a VLAN can stand on it. Names of another host's cards say nothing here.
-    fn carries(&self, parent: &str) -> Result<(), String> {
-        let is_card = self.cx.options.to_new_hardware && !self.made.contains(parent);
-        match (self.has(parent), is_card) {
-            (true, false) => Ok(()),
-            (false, _) => Err(format!("{parent}, which carries it, is not here")),
-            (true, true) => Err(format!(
-                "it was on {parent} of another host; make it on what carries it here"
-            )),
-        }
-    }
-
-    /// Whether ports may be added to it: on another host none to what is there already.
-    fn takes_ports(&self, name: &str) -> bool {
-        match self.cx.options.to_new_hardware {
-            true => self.made.contains(name),
-            false => self.has(name),
-        }
-    }
-
     /// Without what it is given by others, or will find out by itself.
     fn as_it_will_be(&self, one: &Interface) -> Interface {
-        let parent = one.vlan.as_ref();
-        let parent = parent.and_then(|vlan| self.here.get(vlan.parent.as_str()));
+        let parent = parent(one).and_then(|parent| self.here.get(parent.as_str()));
         let most = parent.and_then(|parent| parent.mtu).unwrap_or(u32::MAX);
         Interface {
             mtu: one.mtu.filter(|mtu| *mtu <= most),
@@ -217,8 +214,8 @@ impl Host<'_> {
     }
 
     /// On another host its devices have other names.
-    fn warn_of_ports(&self, one: &Interface, then: &[&Interface], item: &mut Item) {
-        let ports = then.iter().filter(|port| {
+    fn warn_of_ports(&self, one: &Interface, item: &mut Item) {
+        let ports = self.then.iter().filter(|port| {
             let is_ours = port.master.as_ref() == Some(&one.name);
             is_ours && !is_made(port) && self.cx.options.to_new_hardware
         });
@@ -263,21 +260,20 @@ impl Host<'_> {
             )));
         }
         item.action = Action::Change;
-        let then = lasting(&self.cx.document.hardware.interfaces, &BTreeSet::new());
-        item.steps.push(port(one, to, &then));
+        item.steps.push(self.port(one, to));
         item.warnings.push(UNTIL_BOOT.to_owned());
         Some(item)
     }
-}
 
-fn port(one: &Interface, to: &str, then: &[&Interface]) -> Step {
-    let mut masters = then.iter().filter(|master| master.name == to);
-    let bond = masters.find_map(|master| master.bond.as_ref());
-    let primary = bond.and_then(|bond| bond.primary.as_ref());
-    Step::AddPort {
-        port: one.name.clone(),
-        to: to.to_owned(),
-        primary: primary == Some(&one.name),
+    fn port(&self, one: &Interface, to: &str) -> Step {
+        let mut masters = self.then.iter().filter(|master| master.name == to);
+        let bond = masters.find_map(|master| master.bond.as_ref());
+        let primary = bond.and_then(|bond| bond.primary.as_ref());
+        Step::AddPort {
+            port: one.name.clone(),
+            to: to.to_owned(),
+            primary: primary == Some(&one.name),
+        }
     }
 }
 

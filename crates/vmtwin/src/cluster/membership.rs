@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use super::cli::{ClusterJoinArgs, DEFAULT_PORT, TokenArgs};
 use super::node::{Identity, host_name, refuse_to_leave_guests};
 use crate::db::Db;
-use crate::home::{Home, write_private};
+use crate::home::{Home, write_new_private, write_private};
 
 /// Files in the home folder.
 pub(super) const AUTHORITY: &str = "cluster-authority.json";
@@ -287,7 +287,7 @@ pub(super) fn put_certificate_aside(home: &Home, of: &NodeName) -> Result<()> {
             true => aside = path.with_extension(format!("json.of-{of}.{number}")),
         }
     }
-    crate::home::write_new_private(&aside, &text)?;
+    write_new_private(&aside, &text)?;
     std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 

@@ -16,10 +16,10 @@ use vmtwin_cluster::{Archive, NodeDocument};
 use super::apply::DatabasePlan;
 use super::apply::host::{plan_elsewhere, plan_of};
 use super::apply::source::Source;
+use super::ask;
 use super::backup::{own_node, refuse_other_cluster};
 use super::cli::ValidateArgs;
 use super::secrets::Opening;
-use super::{ask, read_node};
 use crate::db::Db;
 use crate::home::Home;
 use crate::ui::Ui;
@@ -93,20 +93,18 @@ pub(crate) fn validate(
         entries: archive.manifest().entries.len(),
         ..ValidateReport::default()
     };
+    let own = own_node(home, &archive)?;
     let backed_up = archive.manifest().nodes.clone();
+    let mut source = Source::of(&mut archive, opening)?;
     for node in &backed_up {
-        if node.state != NodeState::Missing {
-            read_node(&mut archive, &node.name)?;
-        }
-        let opened = opening.as_ref();
-        match opened.map(|opening| opening.node(&mut archive, node)) {
-            Some(Ok(Some(_))) => report.secrets_opened.push(node.name.to_string()),
-            Some(Err(error)) => report.secrets_closed.push(format!("{error:#}")),
-            Some(Ok(None)) | None => {}
+        match source.secrets(node) {
+            Ok(Some(_)) => report.secrets_opened.push(node.name.to_string()),
+            Err(error) => report.secrets_closed.push(format!("{error:#}")),
+            Ok(None) => {}
         }
     }
     let db = Db::open(home)?;
-    refuse_other_cluster(&db, &archive)?;
+    refuse_other_cluster(&db, source.archive)?;
     let live = db.run(async |catalog| catalog.nodes().await)?;
     let gone = |id: &str| !live.iter().any(|node| node.id.as_str() == id);
     let new = |id: &str| !backed_up.iter().any(|node| node.id == id);
@@ -114,7 +112,6 @@ pub(crate) fn validate(
     report.nodes_gone = all_gone.map(|node| node.name.to_string()).collect();
     let all_new = live.iter().filter(|node| new(node.id.as_str()));
     report.nodes_new = all_new.map(|node| node.name.clone()).collect();
-    let own = own_node(home, &archive)?;
     let comparing = Comparing {
         home,
         db: &db,
@@ -123,13 +120,12 @@ pub(crate) fn validate(
     };
     let wanted = wanted(&backed_up, args)?;
     if args.node.is_none() && args.kind.is_none() {
-        report.database = DatabasePlan::of(&db, &mut archive)?;
+        report.database = DatabasePlan::of(&db, source.archive)?;
     }
     let options = Options {
         sections: args.kind.map(Into::into).into_iter().collect(),
         ..Options::default()
     };
-    let mut source = Source::of(&mut archive, opening)?;
     let spinner = ui.spinner("comparing");
     report.nodes = comparing.all(&mut source, &wanted, &options)?;
     spinner.finish_and_clear();
@@ -216,8 +212,9 @@ impl Comparing<'_> {
         node: &manifest::Node,
         options: &Options,
     ) -> Result<Plan> {
-        // Why secrets cannot be opened is told already.
-        let (document, opened, options) = source.node_without_errors(&node.name, options)?;
+        let (document, options) = source.document(&node.name, options)?;
+        // Why they cannot be opened is told already.
+        let opened = source.secrets(node).ok().flatten();
         plan_of((self.home, self.db), (&document, opened), &options)
     }
 
@@ -231,7 +228,7 @@ impl Comparing<'_> {
         let mut xml = String::new();
         given.file.read_to_string(&mut xml)?;
         let now = NodeDocument::from_xml(&xml)?;
-        let (document, _, options) = source.node_without_errors(&node.name, options)?;
+        let (document, options) = source.document(&node.name, options)?;
         plan_elsewhere(self.db, &document, &now, &options)
     }
 }

@@ -225,6 +225,14 @@ impl Drop for Restored {
     }
 }
 
+/// What the plan of a node, in the report of a restore or a validation, does with a thing.
+pub(crate) fn action<'a>(node: &'a Value, kind: &str, name: &str) -> &'a str {
+    let mut items = node["plan"]["items"].as_array().unwrap().iter();
+    let found = items.find(|item| item["kind"] == kind && item["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("no {kind} {name}: {node}"));
+    found["action"].as_str().unwrap()
+}
+
 /// Panics unless the guest runs within two seconds.
 pub(crate) fn assert_runs_soon(guest: &Guest, what: &str) {
     let end = Instant::now() + Duration::from_secs(2);

@@ -45,6 +45,7 @@ fn note(holders: &mut BTreeMap<String, Holder>, node: &Node, document: NodeDocum
 }
 
 impl<'a> Source<'a> {
+    /// Reads the documents of all nodes once: each of them has to be one.
     pub(in crate::cluster) fn of(
         archive: &'a mut Archive,
         opening: Option<Opening>,
@@ -78,38 +79,42 @@ impl<'a> Source<'a> {
 }
 
 impl Source<'_> {
-    /// The same without secrets that cannot be opened.
-    pub(in crate::cluster) fn node_without_errors(
-        &mut self,
-        name: &NodeName,
-        options: &Options,
-    ) -> Result<(NodeDocument, Option<Opened>, Options)> {
-        self.node(name, options).or_else(|_| {
-            let opening = self.opening.take();
-            let read = self.node(name, options);
-            self.opening = opening;
-            read
-        })
-    }
-
     /// A node's document and secrets, and what is to be heeded with it.
     pub(in crate::cluster) fn node(
         &mut self,
         name: &NodeName,
         options: &Options,
     ) -> Result<(NodeDocument, Option<Opened>, Options)> {
+        let (document, options) = self.document(name, options)?;
+        let mut nodes = self.archive.manifest().nodes.iter();
+        let node = nodes.find(|node| node.name == *name).cloned();
+        let opened = match node {
+            Some(node) => self.secrets(&node)?,
+            None => None,
+        };
+        Ok((document, opened, options))
+    }
+
+    /// The same without its secrets.
+    pub(in crate::cluster) fn document(
+        &mut self,
+        name: &NodeName,
+        options: &Options,
+    ) -> Result<(NodeDocument, Options)> {
         let document = read_node(self.archive, name)?;
         let options = Options {
             elsewhere: self.moved_from(&document),
             ..options.clone()
         };
-        let mut nodes = self.archive.manifest().nodes.iter();
-        let node = nodes.find(|node| node.name == *name).cloned();
-        let opened = match (&self.opening, node) {
-            (Some(opening), Some(node)) => opening.node(self.archive, &node)?,
-            _ => None,
-        };
-        Ok((document, opened, options))
+        Ok((document, options))
+    }
+
+    /// A node's secrets, where there are some and they are to be opened.
+    pub(in crate::cluster) fn secrets(&mut self, node: &Node) -> Result<Option<Opened>> {
+        match &self.opening {
+            Some(opening) => opening.node(self.archive, node),
+            None => Ok(None),
+        }
     }
 }
 
